@@ -1,0 +1,47 @@
+# `make demo` and `make test` need python3 (3.10 or later), git and make; the rest goes into .venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# two busy OpenMP processes on two cores stall each other unless they wait passively
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup demo test lint format bench train-pocket clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Longtake needs Python 3.10 or later; choose one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/longtake generate "a red ball rolls over a meadow" --seconds 10 --out demo.mp4 --overwrite
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m benchmarks.cost --json benchmarks/results/cost.json
+
+# the shipped model, from nothing: about two hours on two cores; continues where it was stopped
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m
+train-pocket: setup
+	$(TRAIN) longtake.training.autoencoder --folder runs/pocket --minutes 28
+	$(TRAIN) longtake.training.denoiser --folder runs/pocket --minutes 50
+	$(TRAIN) longtake.training.rollout --folder runs/pocket --minutes 28
+	$(BIN)/python -m longtake.training.export --folder runs/pocket --out src/longtake/pocket/weights
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,184 @@
+"""The bridge between a memory and diffusers' unmodified ``WanTransformer3DModel``: attention processors.
+
+Self-attention of every block attends to the memory's slots and the current chunk; cross-attention keeps the keys and
+values of the prompt. Without a memory bound, both are diffusers' own ``WanAttnProcessor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor
+
+from longtake.memory.policy import MemoryPolicy
+from longtake.memory.store import Memory
+
+
+class _Binding:
+    """Which memory the processors of one transformer serve at the moment."""
+
+    def __init__(self) -> None:
+        self.memory: Memory | None = None
+
+
+class MemoryAttnProcessor(WanAttnProcessor):
+    """Processor of one attention layer (``blocks[layer].attn1``, or ``attn2`` if ``cross``)."""
+
+    def __init__(self, binding: _Binding, layer: int, cross: bool) -> None:
+        super().__init__()
+        self.binding = binding
+        self.layer = layer
+        self.cross = cross
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        memory = self.binding.memory
+        # Image-conditioned cross-attention has keys of its own; the stock processor knows them.
+        if memory is None or (self.cross and (encoder_hidden_states is None or attn.add_k_proj is not None)):
+            stock: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return stock
+        if self.cross:
+            assert encoder_hidden_states is not None
+            query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+            key, value = self._prompt(attn, memory, encoder_hidden_states)
+        else:
+            query, key, value = _self_projections(attn, hidden_states)
+            memory.policy.observe(memory, self.layer, query, key)
+            key, value = memory.update(self.layer, key, value)
+            query = memory.query(query)
+        out = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask if self.cross else None,
+            dropout_p=0.0,
+            is_causal=False,
+            backend=self._attention_backend,
+            parallel_config=None,
+        )
+        out = out.flatten(2, 3).type_as(hidden_states)
+        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
+        return projected
+
+    def _prompt(self, attn: Any, memory: Memory, text: Tensor) -> tuple[Tensor, Tensor]:
+        # Under autograd the cache would either cut the gradient or hold on to an old graph.
+        caching = not torch.is_grad_enabled()
+        held = memory.prompt[self.layer] if caching else None
+        if held is None:
+            if getattr(attn, "fused_projections", False):
+                key, value = attn.to_kv(text).chunk(2, dim=-1)
+            else:
+                key, value = attn.to_k(text), attn.to_v(text)
+            held = (attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1)))
+            if caching:
+                memory.prompt[self.layer] = held
+        return held
+
+
+def _self_projections(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised, un-rotated queries and keys, and values: [batch, tokens, heads, head_dim] each."""
+    if getattr(attn, "fused_projections", False):
+        query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
+    else:
+        query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+    heads = (attn.heads, -1)
+    return attn.norm_q(query).unflatten(2, heads), attn.norm_k(key).unflatten(2, heads), value.unflatten(2, heads)
+
+
+def install(transformer: Any) -> None:
+    """Set the processors on every block, once; a second call does nothing.
+
+    An attention backend chosen before (``transformer.set_attention_backend``) is kept; one chosen later is honoured.
+    """
+    if _binding(transformer) is not None:
+        return
+    binding = _Binding()
+    for layer, block in enumerate(transformer.blocks):
+        for attn, cross in ((block.attn1, False), (block.attn2, True)):
+            processor = MemoryAttnProcessor(binding, layer, cross)
+            processor._attention_backend = getattr(attn.processor, "_attention_backend", None)
+            processor._parallel_config = getattr(attn.processor, "_parallel_config", None)
+            attn.set_processor(processor)
+
+
+def _binding(transformer: Any) -> _Binding | None:
+    processor = transformer.blocks[0].attn1.processor
+    return processor.binding if isinstance(processor, MemoryAttnProcessor) else None
+
+
+@contextmanager
+def attending(transformer: Any, memory: Memory) -> Iterator[Memory]:
+    """Forwards of ``transformer`` inside attend to ``memory``; installs the processors if need be.
+
+    Takes share a transformer by taking turns: bind, run a forward or a chunk, leave.
+
+    Args:
+        transformer: a ``WanTransformer3DModel``.
+        memory: of this transformer's sizes.
+
+    Raises:
+        ValueError: if the number of layers differs.
+    """
+    install(transformer)
+    binding = _binding(transformer)
+    assert binding is not None
+    if len(memory.prompt) != len(transformer.blocks):
+        raise ValueError(f"The memory has {len(memory.prompt)} layers, the transformer {len(transformer.blocks)}.")
+    before, binding.memory = binding.memory, memory
+    try:
+        yield memory
+    finally:
+        binding.memory = before
+
+
+def memory_for(
+    transformer: Any,
+    policy: MemoryPolicy,
+    height: int,
+    width: int,
+    *,
+    batch: int = 1,
+    chunk: int = 3,
+    functional: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Memory:
+    """A memory that fits a transformer.
+
+    Args:
+        transformer: a ``WanTransformer3DModel``.
+        policy: which frames stay.
+        height, width: of the latents, before patching.
+        batch, chunk, functional: see ``Memory``; ``chunk`` in latent frames.
+        device, dtype: the transformer's unless given.
+
+    Raises:
+        ValueError: if the latents cannot be cut into patches, or the policy has no room for a chunk.
+    """
+    config = transformer.config
+    steps, rows, columns = config.patch_size
+    if chunk % steps or height % rows or width % columns:
+        raise ValueError(f"Latents of {chunk} x {height} x {width} do not divide into patches {config.patch_size}.")
+    return Memory(
+        policy,
+        num_layers=config.num_layers,
+        heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        grid=(height // rows, width // columns),
+        batch=batch,
+        chunk=chunk // steps,
+        device=transformer.device if device is None else device,
+        dtype=transformer.dtype if dtype is None else dtype,
+        functional=functional,
+    )

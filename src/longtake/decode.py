@@ -1,0 +1,92 @@
+"""Decoding without an end: the autoencoder's feature cache lives in the take, not in the call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+_REPEAT = "Rep"  # what diffusers leaves in the cache of a temporal upsampler after the first latent
+
+
+class StreamingDecoder:
+    """Turns latents into frames as they come, with an ``AutoencoderKLWan`` that stays untouched.
+
+    ``AutoencoderKLWan.decode`` forgets its causal context at the end of every call, so decoding a long video in pieces
+    loses frames and shows seams. This keeps the context: latents go through the decoder one at a time whatever the
+    portions they arrive in, so the frames are bit for bit the same. The first latent gives one frame, every later one
+    ``temporal`` (4 for Wan2.1).
+
+    Args:
+        vae: an ``AutoencoderKLWan``.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+        self._slots = sum(isinstance(m, WanCausalConv3d) for m in vae.decoder.modules())
+        self._center = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+        self._spread = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        self.temporal: int = vae.config.scale_factor_temporal
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything; the next latent is a first one."""
+        self._cache: list[Any] = [None] * self._slots
+        self.latents = 0
+
+    def frames_for(self, latents: int) -> int:
+        """How many frames the first ``latents`` latents of a take give."""
+        return 1 + self.temporal * (latents - 1) if latents > 0 else 0
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decodes the next latents.
+
+        Args:
+            latents: ``[1, channels, n, height, width]``, normalised as the transformer sees them.
+
+        Returns:
+            Float32 frames ``[frames, 3, height * 8, width * 8]`` in [0, 1].
+        """
+        hook = getattr(self.vae, "_hf_hook", None)
+        if hook is not None and hasattr(hook, "pre_forward"):
+            hook.pre_forward(self.vae)  # brings an offloaded autoencoder to its device, as `vae.decode` would
+        parameter = next(self.vae.decoder.parameters())
+        where = {"device": parameter.device, "dtype": torch.float32}
+        scaled = latents.to(**where) * self._spread.to(**where) + self._center.to(**where)
+        x = self.vae.post_quant_conv(scaled.to(parameter.dtype))
+        frames = []
+        for i in range(x.shape[2]):
+            out = self.vae.decoder(
+                x[:, :, i : i + 1], feat_cache=self._cache, feat_idx=[0], first_chunk=self.latents == 0
+            )
+            self.latents += 1
+            if self.vae.config.patch_size is not None:
+                out = unpatchify(out, patch_size=self.vae.config.patch_size)
+            frames.append(out[0].transpose(0, 1))
+        return (torch.cat(frames).float().clamp(-1, 1) + 1) / 2
+
+    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything it remembers: tensors, and what JSON can hold."""
+        tensors = {str(i): x for i, x in enumerate(self._cache) if isinstance(x, torch.Tensor)}
+        repeats = [i for i, x in enumerate(self._cache) if isinstance(x, str)]
+        return tensors, {"latents": self.latents, "repeats": repeats}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor], counters: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict()``.
+
+        Raises:
+            ValueError: if that state is not one of this autoencoder.
+        """
+        indices = {int(i) for i in tensors} | set(counters["repeats"])
+        if any(not 0 <= i < self._slots for i in indices) or (counters["latents"] and not tensors):
+            raise ValueError("The decoder state in this snapshot is not one of this model's autoencoder.")
+        device = next(self.vae.decoder.parameters()).device
+        self.reset()
+        for i, tensor in tensors.items():
+            self._cache[int(i)] = tensor.to(device)
+        for i in counters["repeats"]:
+            self._cache[i] = _REPEAT
+        self.latents = counters["latents"]

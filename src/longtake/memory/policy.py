@@ -1,0 +1,133 @@
+"""What a memory policy is: which past frames a chunk may attend to, and at which temporal ids.
+
+A policy is a frozen dataclass of settings. It keeps nothing: all it knows of a take is in the ``Memory`` it is given
+(``longtake.memory.store``), so that a snapshot of the memory is complete. Nothing here imports torch when loaded:
+settings must be checked, and refused, before anything heavy starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longtake.memory.store import Memory
+
+# What a slot holds: the global index of its frame (0 or more), or one of these.
+FREE, LONG, SHORT = -1, -2, -3
+
+PROMPT_CHANGES = ("keep", "flush")
+"""What ``Memory.change_prompt`` can do. The third published way, re-running clean latents under the new text
+("recache", LongLive), is the caller's: ``Memory.rewind`` and a commit per chunk."""
+
+
+class Place(NamedTuple):
+    """One slot in use. ``role`` is sink, long, short, recent or current; ``id`` the temporal id its keys are rotated
+    by (None: attended as stored); ``frame`` the global frame index (None for memory tokens)."""
+
+    role: str
+    id: int | None
+    frame: int | None
+    slot: int
+
+
+@dataclass
+class Update:
+    """What a policy wants done to the slots. Tensors are new: the memory writes them, nobody else.
+
+    Attributes:
+        evict: slots to free.
+        tokens: what memory slots hold from now on, by tag (LONG, SHORT): keys and values, float32
+            [layers, batch, tokens or 1, heads, head_dim]. They are kept as they are for the next update and cast
+            (and repeated over the frame, if there is one token) into the slot.
+    """
+
+    evict: Sequence[int] = ()
+    tokens: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class MemoryPolicy:
+    """Base of all policies; see ``Sliding`` and ``MemRoPE``."""
+
+    name: ClassVar[str]
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    sink: int
+    ids: str
+
+    def capacity(self, chunk: int) -> int:
+        """Slots needed, in latent frames, the current chunk of ``chunk`` frames included.
+
+        Raises:
+            ValueError: if the settings leave no room for a chunk of this size.
+        """
+        raise NotImplementedError
+
+    def begin_chunk(self, memory: Memory) -> Update:
+        """Make room for the next chunk. Must leave at least ``memory.chunk`` slots free, once full exactly as many."""
+        raise NotImplementedError
+
+    def layout(self, memory: Memory) -> list[Place]:
+        """Every slot in use with its id: sinks, memory tokens, recent frames, current chunk, each in order of time.
+
+        ``ids="relative"``: the id is the position in this list, as in Infinity-RoPE (arXiv 2511.20649) and MemRoPE
+        (arXiv 2603.12513). ``ids="absolute"``: the id is the global frame index.
+        """
+        order = {LONG: -2, SHORT: -1}
+        used = [(tag, slot) for slot, tag in enumerate(memory.tags) if tag != FREE]
+        # sinks (0) before memory tokens (1) before everything else (2)
+        used.sort(key=lambda item: (1, order[item[0]]) if item[0] < 0 else (0 if item[0] < self.sink else 2, item[0]))
+        places = []
+        for position, (tag, slot) in enumerate(used):
+            if tag < 0:
+                role = "long" if tag == LONG else "short"
+            elif memory.open and tag >= memory.frame:
+                role = "current"
+            else:
+                role = "sink" if tag < self.sink else "recent"
+            frame = tag if tag >= 0 else None
+            places.append(Place(role, position if self.ids == "relative" else frame, frame, slot))
+        return places
+
+    def observe(self, memory: Memory, layer: int, query: Tensor, key: Tensor) -> None:
+        """Called in every forward, before the keys are attended to, with un-rotated queries and keys
+        [batch, tokens, heads, head_dim]. For policies that choose by looking; this one does not."""
+
+    def on_prompt_change(self, memory: Memory, mode: str) -> Update:
+        """What a new prompt does to the past: "keep" nothing, "flush" forgets all but the sinks and the last two
+        frames (Infinity-RoPE, KV flush, in its released code; memory tokens go too)."""
+        if mode == "keep":
+            return Update()
+        last = sorted(tag for tag in memory.tags if tag >= 0)[-2:]
+        kept = {*range(self.sink), *last}
+        return Update(evict=[slot for slot, tag in enumerate(memory.tags) if tag != FREE and tag not in kept])
+
+    def spec(self) -> str:
+        """The settings as text that ``parse_memory`` reads back, e.g. ``sliding:window=12,sink=3,ids=relative``."""
+        changed = [
+            f"{f.name}={str(value).lower() if isinstance(value, bool) else value}"
+            for f in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, f.name)) != f.default or f.default is MISSING
+        ]
+        return self.name + (":" + ",".join(changed) if changed else "")
+
+    def _check(self, least: Mapping[str, int], rates: Sequence[str] = ()) -> None:
+        for key, bound in least.items():
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+                raise ValueError(f"{self.name}: {key} must be a whole number of frames, {bound} or more, not {value}.")
+        for key in rates:
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+                raise ValueError(f"{self.name}: {key} must be a rate above 0 and at most 1, not {value}.")
+        for key, accepted in self.choices.items():
+            if getattr(self, key) not in accepted:
+                raise ValueError(f"{self.name}: {key} must be {' or '.join(accepted)}, not {getattr(self, key)!r}.")
+
+
+def oldest(memory: Memory, sink: int, count: int, skip: int = 0) -> list[int]:
+    """Slots of the ``count`` oldest frames that are no sinks, after the ``skip`` oldest of them, oldest first."""
+    local = sorted((tag, slot) for slot, tag in enumerate(memory.tags) if tag >= sink)
+    return [slot for _, slot in local[skip : skip + count]]

@@ -1,0 +1,255 @@
+"""The pipeline: a diffusers ``DiffusionPipeline`` whose videos need not end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
+from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from longtake.memory import MemoryPolicy, parse_memory
+from longtake.prompts import Script, parse_script
+from longtake.snapshot import read_snapshot
+from longtake.take import Chunk, Take
+from longtake.text import encode_text
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+
+@dataclass
+class LongTakePipelineOutput(BaseOutput):
+    """Output of :class:`LongTakePipeline`.
+
+    Attributes:
+        frames: one video per prompt, as diffusers gives them: for ``np`` an array ``[videos, frames, height, width,
+            3]`` in [0, 1], for ``pt`` a tensor ``[videos, frames, 3, height, width]``, for ``pil`` a list of lists of
+            images, for ``latent`` normalised latents ``[videos, channels, latents, height, width]``.
+    """
+
+    frames: Any
+
+
+class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
+    """Text to endless video with a few-step autoregressive Wan model and a memory of constant cost.
+
+    The parts are diffusers' and transformers' own, unmodified, so any diffusers folder of a Wan text-to-video model
+    loads (a model that was not distilled to few causal steps will not look good).
+
+    Args:
+        tokenizer, text_encoder, transformer, vae, scheduler: as in ``WanPipeline``. Of the scheduler only the shift is
+            used (``shift`` or ``flow_shift``).
+        denoising_steps: timesteps before the shift (Self-Forcing, arXiv 2506.08009).
+        chunk_frames: latent frames per chunk.
+        fps: frames per second of the videos the model was trained on.
+        default_size: (height, width) when none is asked for.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: UMT5EncoderModel,
+        vae: AutoencoderKLWan,
+        scheduler: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler,
+        transformer: WanTransformer3DModel,
+        # Not Sequence: diffusers reads these annotations, and understands lists and unions only.
+        denoising_steps: list[float] | tuple[float, ...] = (1000, 750, 500, 250),
+        chunk_frames: int = 3,
+        fps: int = 16,
+        default_size: list[int] | tuple[int, ...] = (480, 832),
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
+        )
+        self.register_to_config(
+            denoising_steps=list(denoising_steps),
+            chunk_frames=chunk_frames,
+            fps=fps,
+            default_size=list(default_size),
+        )
+        self.vae_scale_factor_spatial: int = vae.config.scale_factor_spatial
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
+
+    @property
+    def shift(self) -> float:
+        """The timestep shift of the scheduler."""
+        config = self.scheduler.config
+        return float(config.get("shift") or config.get("flow_shift") or 5.0)
+
+    def device_of(self, name: str) -> torch.device:
+        """Where a part runs: the execution device under offloading, its own otherwise."""
+        if getattr(getattr(self, name), "_hf_hook", None) is not None:
+            return torch.device(self._execution_device)
+        return torch.device(getattr(self, name).device)
+
+    def fingerprint(self) -> str:
+        """Identifies configuration and weights: a few values of every tensor of transformer and autoencoder."""
+        if getattr(self, "_fingerprint", None) is None:
+            digest = hashlib.sha256()
+            for module in (self.transformer, self.vae):
+                config = {k: v for k, v in sorted(module.config.items()) if not k.startswith("_")}
+                digest.update(json.dumps(config, default=str).encode())
+                samples = []
+                for name, parameter in sorted(module.state_dict().items()):
+                    digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                    samples.append(parameter.flatten()[:: max(1, parameter.numel() // 8)][:8].float())
+                digest.update(torch.cat(samples).cpu().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:32]
+        return self._fingerprint
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> torch.Tensor:
+        """Text embedding ``[1, tokens, dim]`` of one prompt.
+
+        Raises:
+            ValueError: if the prompt is empty, or the tokenizer knows none of its words.
+        """
+        text = prompt_clean(prompt)
+        if not text:
+            raise ValueError("A prompt must not be empty.")
+        unknown = self.tokenizer.unk_token_id
+        special = set(self.tokenizer.all_special_ids) - {unknown}
+        ids = [i for i in self.tokenizer(text)["input_ids"] if i not in special]
+        if unknown is not None and all(i == unknown for i in ids):
+            raise ValueError(f"The model knows no word of the prompt {text!r}.")
+        return encode_text(self.tokenizer, self.text_encoder, [text], self.device_of("text_encoder"))
+
+    def start(
+        self,
+        prompt: str | Script,
+        memory: str | MemoryPolicy = "memrope",
+        seed: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+        on_prompt_change: str = "keep",
+    ) -> Take:
+        """Begins a take; nothing is generated yet.
+
+        Args:
+            prompt: a prompt, or prompts over time: ``"a red ball [10s] | a blue ball"``.
+            memory: a policy or its name with settings, e.g. ``"memrope:recent=4"``.
+            seed: of all noise.
+            height, width: in pixels; the model's own size by default.
+            on_prompt_change: ``keep``, ``flush`` or ``recache``; see :class:`Take`.
+
+        Raises:
+            ValueError: for anything that cannot work, in one sentence.
+        """
+        script = parse_script(prompt) if isinstance(prompt, str) else prompt
+        policy = parse_memory(memory, self.config.chunk_frames) if isinstance(memory, str) else memory
+        height, width = height or self.config.default_size[0], width or self.config.default_size[1]
+        step = self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
+        if height % step or width % step or height < step or width < step:
+            raise ValueError(f"Height and width must be multiples of {step}, not {height}x{width}.")
+        return Take(self, script, policy, seed, height, width, on_prompt_change)
+
+    def resume(self, path: str | os.PathLike[str]) -> Take:
+        """Continues a take from its snapshot, bit for bit as if it had never stopped.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no snapshot, damaged, or of another model.
+        """
+        tensors, data = read_snapshot(path)
+        return Take.from_state(self, tensors, data)
+
+    def chunks_for(self, frames: int) -> int:
+        """How many chunks give at least this many frames."""
+        temporal = self.vae.config.scale_factor_temporal
+        latents = 1 + math.ceil(max(frames - 1, 0) / temporal)
+        return math.ceil(latents / self.config.chunk_frames)
+
+    def stream(self, prompt: str | Script, seconds: float | None = None, **settings: Any) -> Iterator[Chunk]:
+        """Yields chunks as they are made, without end or for ``seconds`` (whole chunks).
+
+        Settings are those of :meth:`start`.
+        """
+        take = self.start(prompt, **settings)
+        yield from take.chunks(None if seconds is None else self.chunks_for(self._frames(seconds)))
+
+    def _frames(self, seconds: float) -> int:
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ValueError(f"seconds must be a positive number, not {seconds}.")
+        return max(1, round(seconds * self.config.fps))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Script | Sequence[str],
+        seconds: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        memory: str | MemoryPolicy = "memrope",
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        on_prompt_change: str = "keep",
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_chunk_end: Callable[[LongTakePipeline, Chunk], None] | None = None,
+    ) -> LongTakePipelineOutput | tuple[Any]:
+        """Makes videos of a given length and returns them whole (an endless one: :meth:`stream`).
+
+        Args:
+            prompt: a prompt, a script, or a list of prompts, made one after the other.
+            seconds: length of the video; the script's own if it has one, else 5.
+            height, width, memory, on_prompt_change: as in :meth:`start`.
+            seed: of all noise; 0 by default.
+            generator: the diffusers way to give a seed: its initial seed is used.
+            output_type: ``np``, ``pt``, ``pil`` or ``latent``.
+            return_dict: whether to return an output object or a tuple.
+            callback_on_chunk_end: called with the pipeline and every :class:`Chunk`.
+
+        Raises:
+            ValueError: for anything that cannot work, in one sentence.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}.")
+        if seed is None:
+            seed = 0 if generator is None else generator.initial_seed()
+        prompts = [prompt] if isinstance(prompt, (str, Script)) else list(prompt)
+        if not prompts:
+            raise ValueError("At least one prompt is needed.")
+        videos = []
+        for one in prompts:
+            script = parse_script(one, seconds, default_seconds=5.0) if isinstance(one, str) else one
+            length = seconds if seconds is not None else script.seconds
+            if length is None:
+                raise ValueError("A script without an end needs seconds.")
+            frames = self._frames(length)
+            take = self.start(script, memory, seed, height, width, on_prompt_change)
+            parts = []
+            with self.progress_bar(total=self.chunks_for(frames)) as bar:
+                for chunk in take.chunks(self.chunks_for(frames)):
+                    parts.append(chunk.latents[0].transpose(0, 1) if output_type == "latent" else chunk.video)
+                    if callback_on_chunk_end is not None:
+                        callback_on_chunk_end(self, chunk)
+                    bar.update()
+            whole = torch.cat(parts)
+            videos.append(whole.transpose(0, 1) if output_type == "latent" else whole[:frames])
+        frames_out: Any = torch.stack(videos) if len({v.shape for v in videos}) == 1 else videos
+        if output_type == "np":
+            frames_out = np.stack([v.permute(0, 2, 3, 1).cpu().numpy() for v in videos])
+        elif output_type == "pil":
+            frames_out = [VideoProcessor.numpy_to_pil(v.permute(0, 2, 3, 1).cpu().numpy()) for v in videos]
+        self.maybe_free_model_hooks()
+        return LongTakePipelineOutput(frames=frames_out) if return_dict else (frames_out,)

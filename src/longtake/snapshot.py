@@ -1,0 +1,100 @@
+"""Snapshots: tensors and JSON in one safetensors file that is there whole or not at all.
+
+Loading this module does not load torch, nor does reading the JSON part: a snapshot that cannot be used must be
+refused before anything heavy starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+_KEY = "longtake"
+_LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself accepts
+
+
+def write_snapshot(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Writes under a temporary name, flushes to the disk, then renames: a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: if the disk does not take it; the old file is untouched.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    content = save(
+        {name: x.detach().cpu().contiguous() for name, x in tensors.items()},
+        metadata={_KEY: json.dumps({"format": FORMAT, **data})},
+    )
+    try:
+        with part.open("wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name itself must survive a power cut
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _header(path: Path) -> Any:
+    """The JSON header of a safetensors file; None if it is none, or has not the length that its header says."""
+    try:
+        with path.open("rb") as f:
+            (size,) = struct.unpack("<Q", f.read(8))
+            if size > _LARGEST_HEADER:
+                return None
+            header = json.loads(f.read(size))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return header if 8 + size + max(ends, default=0) == os.fstat(f.fileno()).st_size else None
+    except (OSError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+
+
+def read_snapshot_data(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON part of a snapshot, read without its tensors (and without the model).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, cut off, or not a snapshot, in one sentence.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no snapshot {path}.")
+    header = _header(path)
+    if header is None:
+        raise ValueError(f"{path} is damaged, cut off, or not a Longtake snapshot.")
+    try:
+        data = json.loads(header["__metadata__"][_KEY])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is not a Longtake snapshot.") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"{path} is a snapshot of another version of Longtake; this one reads format {FORMAT}.")
+    return data
+
+
+def read_snapshot(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and data of a snapshot. Raises as :func:`read_snapshot_data` does."""
+    data = read_snapshot_data(path)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}, data  # noqa: SIM118
+    except (SafetensorError, OSError):
+        raise ValueError(f"{path} is damaged or not a Longtake snapshot.") from None
