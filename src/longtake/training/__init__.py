@@ -1,0 +1,1 @@
+"""Training: the pocket model's autoencoder, denoiser and own-rollout stages."""
