@@ -56,12 +56,13 @@ class StreamingDecoder:
         parameter = next(self.vae.decoder.parameters())
         where = {"device": parameter.device, "dtype": torch.float32}
         scaled = latents.to(**where) * self._spread.to(**where) + self._center.to(**where)
-        x = self.vae.post_quant_conv(scaled.to(parameter.dtype))
+        scaled = scaled.to(parameter.dtype)
         frames = []
-        for i in range(x.shape[2]):
-            out = self.vae.decoder(
-                x[:, :, i : i + 1], feat_cache=self._cache, feat_idx=[0], first_chunk=self.latents == 0
-            )
+        for i in range(scaled.shape[2]):
+            # Convolving one latent takes another kernel, with other last bits, than convolving several, as
+            # `vae.decode` does for all but the shortest videos: always give it two, whatever the portion.
+            x = self.vae.post_quant_conv(scaled[:, :, i : i + 1].repeat(1, 1, 2, 1, 1))[:, :, :1]
+            out = self.vae.decoder(x, feat_cache=self._cache, feat_idx=[0], first_chunk=self.latents == 0)
             self.latents += 1
             if self.vae.config.patch_size is not None:
                 out = unpatchify(out, patch_size=self.vae.config.patch_size)

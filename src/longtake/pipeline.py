@@ -32,6 +32,7 @@ from longtake.take import Chunk, Take
 from longtake.text import encode_text
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+_ALIGNMENT = 64  # bytes; where PyTorch itself places tensors
 
 
 @dataclass
@@ -41,7 +42,8 @@ class LongTakePipelineOutput(BaseOutput):
     Attributes:
         frames: one video per prompt, as diffusers gives them: for ``np`` an array ``[videos, frames, height, width,
             3]`` in [0, 1], for ``pt`` a tensor ``[videos, frames, 3, height, width]``, for ``pil`` a list of lists of
-            images, for ``latent`` normalised latents ``[videos, channels, latents, height, width]``.
+            images, for ``latent`` normalised latents ``[videos, channels, latents, height, width]`` (whole chunks).
+            Videos of different lengths come as a list.
     """
 
     frames: Any
@@ -82,7 +84,7 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
         )
         self.register_to_config(
-            denoising_steps=list(denoising_steps),
+            denoising_steps=[float(t) for t in denoising_steps],
             chunk_frames=chunk_frames,
             fps=fps,
             default_size=list(default_size),
@@ -102,20 +104,32 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return torch.device(self._execution_device)
         return torch.device(getattr(self, name).device)
 
+    def align(self) -> None:
+        """Copies weights that lie at odd addresses in the CPU's memory, as those mapped from a file do: there, other
+        kernels run, with other last bits, and a saved and loaded model would not make the same video."""
+        for name, part in self.components.items():
+            if isinstance(part, torch.nn.Module) and self.device_of(name).type == "cpu":
+                for weight in (*part.parameters(), *part.buffers()):
+                    if type(weight.data) is torch.Tensor and weight.data_ptr() % _ALIGNMENT:
+                        weight.data = weight.data.clone()
+
     def fingerprint(self) -> str:
-        """Identifies configuration and weights: a few values of every tensor of transformer and autoencoder."""
-        if getattr(self, "_fingerprint", None) is None:
-            digest = hashlib.sha256()
-            for module in (self.transformer, self.vae):
+        """Identifies all that a video depends on: configurations, words, and a few values of every weight tensor."""
+        # Not kept: parts can be replaced and LoRA weights loaded at any time.
+        digest = hashlib.sha256()
+        settings = {k: self.config[k] for k in ("denoising_steps", "chunk_frames", "fps")}
+        words = sorted(self.tokenizer.get_vocab().items())
+        digest.update(json.dumps([settings, self.shift, words]).encode())
+        for module in (self.transformer, self.vae, self.text_encoder):
+            if module is not self.text_encoder:  # what transformers writes into a configuration varies by version
                 config = {k: v for k, v in sorted(module.config.items()) if not k.startswith("_")}
                 digest.update(json.dumps(config, default=str).encode())
-                samples = []
-                for name, parameter in sorted(module.state_dict().items()):
-                    digest.update(f"{name}{tuple(parameter.shape)}".encode())
-                    samples.append(parameter.flatten()[:: max(1, parameter.numel() // 8)][:8].float())
-                digest.update(torch.cat(samples).cpu().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()[:32]
-        return self._fingerprint
+            samples = []
+            for name, parameter in sorted(module.state_dict().items()):
+                digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                samples.append(parameter.flatten()[:: max(1, parameter.numel() // 8)][:8].float())
+            digest.update(torch.cat(samples).cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> torch.Tensor:
@@ -124,7 +138,11 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             ValueError: if the prompt is empty, or the tokenizer knows none of its words.
         """
-        text = prompt_clean(prompt)
+        text = self._clean(prompt)
+        return encode_text(self.tokenizer, self.text_encoder, [text], self.device_of("text_encoder"))
+
+    def _clean(self, prompt: str) -> str:
+        text: str = prompt_clean(prompt)
         if not text:
             raise ValueError("A prompt must not be empty.")
         unknown = self.tokenizer.unk_token_id
@@ -132,7 +150,7 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         ids = [i for i in self.tokenizer(text)["input_ids"] if i not in special]
         if unknown is not None and all(i == unknown for i in ids):
             raise ValueError(f"The model knows no word of the prompt {text!r}.")
-        return encode_text(self.tokenizer, self.text_encoder, [text], self.device_of("text_encoder"))
+        return text
 
     def start(
         self,
@@ -146,7 +164,8 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """Begins a take; nothing is generated yet.
 
         Args:
-            prompt: a prompt, or prompts over time: ``"a red ball [10s] | a blue ball"``.
+            prompt: a prompt, or prompts over time: ``"a red ball [10s] | a blue ball [5s]"``; the
+                last goes on for as long as the take does.
             memory: a policy or its name with settings, e.g. ``"memrope:recent=4"``.
             seed: of all noise.
             height, width: in pixels; the model's own size by default.
@@ -157,7 +176,10 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """
         script = parse_script(prompt) if isinstance(prompt, str) else prompt
         policy = parse_memory(memory, self.config.chunk_frames) if isinstance(memory, str) else memory
-        height, width = height or self.config.default_size[0], width or self.config.default_size[1]
+        for segment in script.segments:  # refused now, not when its time comes
+            self._clean(segment.prompt)
+        height = self.config.default_size[0] if height is None else height
+        width = self.config.default_size[1] if width is None else width
         step = self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
         if height % step or width % step or height < step or width < step:
             raise ValueError(f"Height and width must be multiples of {step}, not {height}x{width}.")
@@ -184,8 +206,9 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         Settings are those of :meth:`start`.
         """
-        take = self.start(prompt, **settings)
-        yield from take.chunks(None if seconds is None else self.chunks_for(self._frames(seconds)))
+        count = None if seconds is None else self.chunks_for(self._frames(seconds))
+        script = parse_script(prompt, seconds) if isinstance(prompt, str) else prompt
+        return self.start(script, **settings).chunks(count)
 
     def _frames(self, seconds: float) -> int:
         if not (math.isfinite(seconds) and seconds > 0):
@@ -248,7 +271,8 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             videos.append(whole.transpose(0, 1) if output_type == "latent" else whole[:frames])
         frames_out: Any = torch.stack(videos) if len({v.shape for v in videos}) == 1 else videos
         if output_type == "np":
-            frames_out = np.stack([v.permute(0, 2, 3, 1).cpu().numpy() for v in videos])
+            arrays = [v.permute(0, 2, 3, 1).cpu().numpy() for v in videos]
+            frames_out = np.stack(arrays) if isinstance(frames_out, torch.Tensor) else arrays
         elif output_type == "pil":
             frames_out = [VideoProcessor.numpy_to_pil(v.permute(0, 2, 3, 1).cpu().numpy()) for v in videos]
         self.maybe_free_model_hooks()

@@ -80,6 +80,7 @@ class Take:
             raise ValueError(f"A prompt change is one of {', '.join(ON_CHANGE)}, not {on_change!r}.")
         self.pipe, self.script, self.policy, self.seed, self.on_change = pipe, script, policy, seed, on_change
         self.height, self.width = height, width
+        pipe.align()
         self.size = pipe.config.chunk_frames
         self.schedule = FewStepSchedule.from_steps(pipe.config.denoising_steps, pipe.shift)
         rows, columns = height // pipe.vae_scale_factor_spatial, width // pipe.vae_scale_factor_spatial
@@ -129,8 +130,12 @@ class Take:
     def _change_prompt(self, text: torch.Tensor) -> None:
         self.memory.change_prompt("flush" if self.on_change == "flush" else "keep")
         if self.on_change == "recache" and self._last:
-            self.memory.rewind(self.size * len(self._last))
-            for latents in self._last:
+            # A short window may hold fewer than what is kept here; the newest chunk is always there.
+            chunk, end = self.memory.chunk, self.memory.frame
+            held = [n for n in range(1, len(self._last) + 1) if {*range(end - n * chunk, end)} <= {*self.memory.tags}]
+            again = list(self._last)[-max(held) :]
+            self.memory.rewind(chunk * len(again))
+            for latents in again:
                 self.memory.begin_chunk()
                 self.commit(latents, text)
 
@@ -183,6 +188,8 @@ class Take:
         The take itself moves by chunks: what is left of the last one is not given.
         """
         made = 0
+        if count is not None and count <= 0:
+            return
         for chunk in self.chunks():
             for frame in chunk.to_uint8():
                 yield frame
@@ -245,11 +252,11 @@ class Take:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
         dtype = str(pipe.transformer.dtype)
-        if data["dtype"] != dtype:
-            raise ValueError(f"The snapshot was made in {data['dtype']}; load the model so, not in {dtype}.")
-        if data["model"] != pipe.fingerprint():
-            raise ValueError("The snapshot was made with another model or other weights than the one loaded.")
         try:
+            if data["dtype"] != dtype:
+                raise ValueError(f"The snapshot was made in {data['dtype']}; load the model so, not in {dtype}.")
+            if data["model"] != pipe.fingerprint():
+                raise ValueError("The snapshot was made with another model or other weights than the one loaded.")
             take = cls(
                 pipe,
                 Script.from_dict(data["script"]),

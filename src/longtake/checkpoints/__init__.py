@@ -50,8 +50,22 @@ def find_model(name: str) -> Path:
     return folder
 
 
+def _strict(loader: Any, folder: Path, part: str, **options: Any) -> Any:
+    """One part of a model, with every weight accounted for: diffusers itself only warns, or fails much later."""
+    try:
+        model, info = loader.from_pretrained(folder, subfolder=part, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"The {part} in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(n) for n in info.get(f"{kind}_keys") or ())
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise ValueError(f"The {part} in {folder} has {kind} weights: {', '.join(names[:5])}{more}.")
+    return model
+
+
 def load(name: str = "pocket", dtype: Any = None, device: str = "cpu") -> LongTakePipeline:
-    """Loads a model by name or folder.
+    """Loads a model by name or folder, strictly.
 
     Args:
         name: see :func:`find_model`.
@@ -59,16 +73,24 @@ def load(name: str = "pocket", dtype: Any = None, device: str = "cpu") -> LongTa
         device: where to put it.
 
     Raises:
-        ValueError: if there is no such model.
+        ValueError: if there is no such model, or its weights are not exactly those it needs; names them.
     """
     folder = find_model(name)
     import torch
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from diffusers.pipelines import pipeline_utils
+    from transformers import UMT5EncoderModel
 
     from longtake.pipeline import LongTakePipeline
 
     # Newer diffusers warn about `torch_dtype`, older ones do not know `dtype`.
     name_of_dtype = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
-    pipe = LongTakePipeline.from_pretrained(folder, **{name_of_dtype: dtype or torch.float32})
+    options = {name_of_dtype: dtype or torch.float32}
+    parts = {
+        "transformer": _strict(WanTransformer3DModel, folder, "transformer", **options),
+        "vae": _strict(AutoencoderKLWan, folder, "vae", **options),
+        "text_encoder": _strict(UMT5EncoderModel, folder, "text_encoder", dtype=dtype or torch.float32),
+    }
+    pipe = LongTakePipeline.from_pretrained(folder, **parts, **options)
     pipe.to(device)
     return pipe

@@ -20,7 +20,7 @@ FPS = 16
 SIZE = 64
 
 # sRGB in [0, 1]; in the order of `words.COLORS`
-_RGB = torch.tensor(
+COLOR_RGB = torch.tensor(
     [
         [0.90, 0.12, 0.12],  # red
         [1.00, 0.55, 0.05],  # orange
@@ -216,7 +216,7 @@ def render(scenes: Scenes, frames: torch.Tensor, size: int = SIZE) -> tuple[torc
     distance = _shape_distance(scenes.shape[:, None, None, None], px, py) * radius
     cover = _cover(distance, pixel)
     rim = _cover(distance + 0.055, pixel)  # 1 inside the dark rim, 0 on it
-    base = _RGB[scenes.color]
+    base = COLOR_RGB[scenes.color]
     # stripes of half a radius each, turning with the subject; the lighter tone is half way to white
     stripe = ((torch.sin(px * 2 * math.pi) > 0) & (scenes.pattern[:, None, None, None] == 1)).float()
     light = 1.0 - 0.22 * (dy / radius).clamp(-1, 1)

@@ -67,7 +67,7 @@ class ClipPool:
 
 
 def reconstruction_loss(out: torch.Tensor, video: torch.Tensor, cover: torch.Tensor) -> torch.Tensor:
-    """L1 + L2, five times as much on the subject, + L1 of spatial gradients."""
+    """L1 + L2 + half the L1 of spatial gradients, all five times as much on the subject."""
     weight = 1 + 4 * cover
     difference = out - video
     loss = (weight * difference.abs()).mean() + (weight * difference.square()).mean()

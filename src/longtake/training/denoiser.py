@@ -118,7 +118,15 @@ def sequence_losses(
     return loss_later, (out[sequences * per :] - first_flow).square().mean()
 
 
-def train(folder: Path, minutes: float, sequences: int = 4, targets: int = 4, solo: int = 16, pool: int = 600) -> Stage:
+def train(
+    folder: Path,
+    minutes: float,
+    sequences: int = 4,
+    targets: int = 4,
+    solo: int = 16,
+    pool: int = 600,
+    compile_blocks: bool = False,
+) -> Stage:
     """Trains for ``minutes`` (continuing what is in ``folder``) and returns the stage, its averaged weights in place.
 
     Args:
@@ -126,8 +134,12 @@ def train(folder: Path, minutes: float, sequences: int = 4, targets: int = 4, so
         minutes: wall time over all runs.
         sequences, targets, solo: see :func:`sequence_losses`; per step and process.
         pool: sequences kept in memory.
+        compile_blocks: compile the transformer's blocks: two minutes at the start, then steps are a third shorter.
     """
     parts = build()
+    if compile_blocks:
+        for block in parts["transformer"].blocks:
+            block.forward = torch.compile(block.forward)
     modules = {"transformer": parts["transformer"], "text_encoder": parts["text_encoder"]}
     stage = Stage("denoiser", folder, modules, minutes, lr=3e-3, adam_lr=2e-3, decay_from=0.3, ema=0.98)
     seed = stage.rank + 7919 * (stage.steps + 1)
@@ -152,8 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--compile", action="store_true", help="compile the blocks (needs a C++ compiler)")
     args = parser.parse_args()
-    train(args.folder, args.minutes)
+    train(args.folder, args.minutes, compile_blocks=args.compile)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Sequences:
 class SequencePool:
     """Sequences of :data:`CHUNKS` chunks: from the start of a take, and from late in it (sink chunk, then a gap).
 
-    One in five has a prompt change at a chunk boundary.
+    One group in four has a prompt change at a chunk boundary.
     """
 
     def __init__(self, vae: AutoencoderKLWan, count: int, seed: int) -> None:

@@ -1,7 +1,7 @@
 """Teacher forcing through the memories that inference will use, a whole sequence of chunks in one forward.
 
-Every memory policy without learned parts is linear: a slot holds a weighted sum of past frames. The weights are read
-off the policy itself (it runs on one-hot "frames"), so what is trained is what runs. In a forward, each chunk is one
+A memory policy that neither learns nor looks is linear: a slot holds a weighted sum of past frames. The weights are
+read off the policy itself (it runs on one-hot "frames"), so what is trained is what runs. In a forward, a chunk is one
 element of the batch - the stock transformer gives every element its own timestep and text - and the attention
 processor lets element j attend to the slots that the policy would hold before chunk j.
 """
@@ -43,7 +43,12 @@ def plan_sequence(policy: MemoryPolicy, timeline: Sequence[int], chunk: int = 3)
     """The plan of a sequence whose chunks are the chunks ``timeline`` (ascending) of a take.
 
     Frames of chunks that are not in the timeline have no weight; what is left of a slot is scaled to sum to one.
+
+    Raises:
+        ValueError: for a policy that is not linear in what it has seen, or whose ids are not relative.
     """
+    if policy.ids != "relative" or getattr(policy, "adaptive", False):
+        raise ValueError(f"Teacher forcing needs relative ids and fixed rates, not {policy.spec()}.")
     total = timeline[-1] + 1
     frames = total * chunk
     memory = Memory(policy, num_layers=1, heads=1, head_dim=frames + frames % 2, grid=(1, 1), chunk=chunk)
@@ -64,7 +69,8 @@ def plan_sequence(policy: MemoryPolicy, timeline: Sequence[int], chunk: int = 3)
                 weight = memory.values[0, 0, place.slot, 0, 0, known]
                 weights[row, i] = weight / weight.sum() if weight.sum() > 1e-6 else 0.0
                 pooled[row, i] = float(place.frame is None and getattr(policy, "pooling", "") == "global")
-                ids[row, i] = place.id or 0
+                assert place.id is not None  # relative ids always are
+                ids[row, i] = place.id
         frame = one_hot[index * chunk : (index + 1) * chunk].view(1, chunk, 1, -1)
         with memory.recording():
             memory.update(0, torch.zeros_like(frame), frame)
@@ -164,16 +170,38 @@ class SequenceAttnProcessor(WanAttnProcessor):
         return projected
 
 
+class PlainCrossAttnProcessor(WanAttnProcessor):
+    """Cross-attention by plain products: on a CPU the fused kernel's backward takes several times as long."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        assert encoder_hidden_states is not None
+        heads = (attn.heads, -1)
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, heads)
+        k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, heads)
+        v = attn.to_v(encoder_hidden_states).unflatten(2, heads)
+        out = _attend(q, k, v).flatten(2, 3).type_as(hidden_states)
+        projected: torch.Tensor = attn.to_out[1](attn.to_out[0](out))
+        return projected
+
+
 @contextmanager
 def attending_sequences(transformer: Any, batch: Batch, rope: Rope) -> Iterator[None]:
     """Forwards inside follow ``batch``; afterwards the processors are what they were."""
-    before = [block.attn1.processor for block in transformer.blocks]
-    processor = SequenceAttnProcessor()
+    layers = [layer for block in transformer.blocks for layer in (block.attn1, block.attn2)]
+    before = [layer.processor for layer in layers]
+    processor, cross = SequenceAttnProcessor(), PlainCrossAttnProcessor()
     processor.batch, processor.rope = batch, rope
-    for block in transformer.blocks:
-        block.attn1.set_processor(processor)
+    for i, layer in enumerate(layers):
+        layer.set_processor(cross if i % 2 else processor)
     try:
         yield
     finally:
-        for block, old in zip(transformer.blocks, before, strict=True):
-            block.attn1.set_processor(old)
+        for layer, old in zip(layers, before, strict=True):
+            layer.set_processor(old)
