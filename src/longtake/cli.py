@@ -1,0 +1,251 @@
+"""The command line. Parses, calls the library and draws progress; nothing else lives here.
+
+Heavy imports are inside the commands: ``longtake --help`` and every refusal of bad input answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longtake import __version__
+from longtake.cli_progress import say
+
+app = typer.Typer(
+    name="longtake",
+    help="Endless video from a text prompt, at a cost per second that does not grow.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"longtake {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help='What to show, or a script: "a red ball rolls over a meadow [10s] | a blue ball bounces on snow '
+            '[20s]". Not needed with --resume.',
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        str | None, typer.Option(help="Length of the video: 30, 1m30s, 2h. Default: the script's, else 30.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of `longtake models`, or a diffusers folder. Default: pocket.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,...]",
+            help="What is remembered, see `longtake memories`; e.g. memrope:sink=3,recent=4. Default: memrope.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all noise; the same seed, the same video. Default: 0.")] = None,
+    out: Annotated[Path, typer.Option(help="The video, an MP4 file. Its snapshot lies beside it.")] = Path("take.mp4"),
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue what is there, or make it longer; start afresh where nothing is. "
+            "Settings that are not given are those the video was begun with.",
+        ),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over where a video is.")] = False,
+    height: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="auto|float32|bfloat16", help="Default: auto (bfloat16 on cuda, else float32)."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Default: auto.")] = None,
+    on_change: Annotated[
+        str | None,
+        typer.Option(
+            metavar="keep|flush|recache",
+            help="What a new prompt does to the memory: nothing, forget all but the beginning and the last frames, "
+            "or read the last frames again under the new prompt. Default: keep.",
+        ),
+    ] = None,
+    snapshot_every: Annotated[str | None, typer.Option(help="Seconds of video between snapshots. Default: 10.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither plan nor progress.")] = False,
+) -> None:
+    """Make a video from a prompt.
+
+    Plan and progress go to stderr, the finished file's path to stdout. Ctrl-C ends a take cleanly, and it can be
+    continued later as if it had never stopped.
+    """
+    from longtake.cli_generate import Request
+    from longtake.cli_generate import generate as run
+
+    request = Request(
+        prompt,
+        out,
+        seconds,
+        model,
+        memory,
+        seed,
+        height,
+        width,
+        dtype,
+        device,
+        on_change,
+        snapshot_every,
+        threads,
+        resume,
+        overwrite,
+        quiet,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
+def models() -> None:
+    """List the models that are known by name."""
+    from longtake.checkpoints import MODELS
+
+    for name, info in MODELS.items():
+        height, width = info.size
+        print(f"{name}: {info.description} ({width}x{height}, {info.fps} frames per second; {info.source})")
+    print("Or the path of a folder with a Wan text-to-video model, as diffusers saves it.")
+
+
+@app.command()
+def memories() -> None:
+    """List the memories, their papers and their settings."""
+    from dataclasses import fields
+
+    from longtake.memory import MEMORIES
+
+    for name, info in MEMORIES.items():
+        print(f"{name}: {info.description} ({info.paper})")
+        policy = info.create()
+        settings = []
+        for field in fields(policy):  # type: ignore[arg-type]
+            value = getattr(policy, field.name)
+            others = [c for c in policy.choices.get(field.name, ()) if c != value]
+            if isinstance(value, bool):
+                value, others = str(value).lower(), [str(not value).lower()]
+            settings.append(f"{field.name}={value}" + (f" (or {', '.join(others)})" if others else ""))
+        print(f"    {', '.join(settings)}")
+    print("Change settings like this: --memory memrope:recent=7,pooling=position")
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what Longtake runs on, and test it: two chunks with every memory, and a snapshot."""
+    from longtake.cli_generate import quieten_libraries
+    from longtake.doctor import examine
+
+    quieten_libraries()
+    report = examine()
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print("\n".join(report.lines()))
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def parity(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of published pipelines.")],
+    tolerance: Annotated[float, typer.Option(help="Largest absolute difference that passes.")] = 1e-4,
+) -> None:
+    """Replay recorded runs of published pipelines and compare."""
+    if not 0 <= tolerance < float("inf"):
+        raise typer.Exit(say(f"--tolerance must be a number from 0 on, not {tolerance}.", 2))
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        raise typer.Exit(say(f"There is no recording {', '.join(missing)}.", 2))
+    from longtake.cli_generate import quieten_libraries
+    from longtake.parity import replay
+
+    quieten_libraries()
+    failed = False
+    for path in files:
+        try:
+            result = replay(path)
+        except ValueError as error:
+            print(f"{path}: FAIL, {error}", flush=True)
+            failed = True
+            continue
+        passed = result.max_abs_diff <= tolerance
+        failed |= not passed
+        print(
+            f"{path}: {result.policy}, {result.chunks} chunks, largest absolute difference {result.max_abs_diff:.3g}, "
+            f"{'pass' if passed else 'FAIL'}",
+            flush=True,
+        )
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def sheet(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.")],
+    out: Annotated[Path | None, typer.Option(help="A .png or .jpg file. Default: beside the video.")] = None,
+    every: Annotated[str | None, typer.Option(help="Seconds between pictures. Default: 24 in all.")] = None,
+    columns: Annotated[int, typer.Option(help="Pictures per row.", min=1)] = 6,
+) -> None:
+    """Make a contact sheet of a video: its pictures in a grid, with their times."""
+    from longtake.prompts import parse_duration
+
+    target = out or video.with_suffix(".png")
+    try:
+        step = None if every is None else parse_duration(every)
+        if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"--out must end in .png or .jpg, not be {str(target)!r}.")
+        if not target.parent.is_dir():
+            raise ValueError(f"There is no folder {target.parent}: --out must lie in one that exists.")
+        if not video.is_file():
+            raise ValueError(f"There is no video {video}.")
+        from longtake.sheet import contact_sheet
+        from longtake.video import probe, read_frames
+
+        info = probe(video)
+        gap = max(1, round((step or info.seconds / 24) * info.fps))
+        if info.frames // gap > 2000:
+            raise ValueError(f"That would be {info.frames // gap} pictures; ask for 2000 or fewer with --every.")
+        frames = [frame for index, frame in enumerate(read_frames(video)) if index % gap == 0]
+        labels = [f"{index * gap / info.fps:.1f} s" for index in range(len(frames))]
+        contact_sheet(frames, columns, labels).save(target)
+    except (ValueError, OSError) as error:
+        raise typer.Exit(say(str(error), 2)) from None
+    print(target.absolute())
+
+
+def main() -> None:
+    """Entry point of the ``longtake`` command."""
+    # OpenMP threads that spin while they wait make small machines several times slower. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    app()
+
+
+if __name__ == "__main__":
+    main()

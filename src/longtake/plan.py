@@ -1,0 +1,246 @@
+"""What a take will be, before it is made: frames, chunks, memory, bytes. Imports nothing heavy.
+
+A model's facts are read from the JSON files of its folder, so a plan, or the refusal of an impossible one, costs
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from longtake.checkpoints import find_model
+from longtake.memory import MemoryPolicy, MemRoPE
+from longtake.pocket.words import vocabulary
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# H.264 at the writer's quality takes about 0.7 bits per pixel in the pocket world (64x64, all edges; measured). Large
+# pictures have fewer details per pixel. On the low side, as a take is refused on this estimate.
+_BITS_PER_PIXEL, _MORE_BITS_WHEN_SMALL, _SMALL = 0.1, 0.5, 64 * 64
+_BYTES_PER_FRAGMENT = 900  # headers, per chunk
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
+
+def frames_in(seconds: float, fps: float) -> int:
+    """Frames of a video that lasts this long: the nearest whole number, at least 1."""
+    return max(1, round(seconds * fps))
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the JSON files of a model's folder say.
+
+    Attributes:
+        name: as it was asked for; ``folder``: where it is.
+        size: default (height, width) in pixels; ``step``: both must be multiples of it.
+        fps: frames per second; ``chunk``: latent frames per chunk; ``temporal``: frames per latent frame.
+        denoising_steps: forwards per chunk, the commit not counted.
+    """
+
+    name: str
+    folder: Path
+    size: tuple[int, int]
+    fps: int
+    chunk: int
+    denoising_steps: int
+    spatial: int
+    temporal: int
+    patch: tuple[int, int, int]
+    layers: int
+    heads: int
+    head_dim: int
+    vae: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, name: str) -> ModelFacts:
+        """Facts of a named model or folder.
+
+        Raises:
+            ValueError: if there is no such model, or its folder is not one of a Wan text-to-video model.
+        """
+        folder = find_model(name)
+        try:
+            index, transformer, vae = (
+                json.loads((folder / part).read_text())
+                for part in ("model_index.json", "transformer/config.json", "vae/config.json")
+            )
+            height, width = index.get("default_size", (480, 832))
+            patch = transformer.get("patch_size", (1, 2, 2))
+            if transformer["_class_name"] != "WanTransformer3DModel" or vae["_class_name"] != "AutoencoderKLWan":
+                raise ValueError
+            return cls(
+                name,
+                folder,
+                (int(height), int(width)),
+                int(index.get("fps", 16)),
+                int(index.get("chunk_frames", 3)),
+                len(index.get("denoising_steps", (1000, 750, 500, 250))),
+                int(vae.get("scale_factor_spatial", 8)),
+                int(vae.get("scale_factor_temporal", 4)),
+                (int(patch[0]), int(patch[1]), int(patch[2])),
+                int(transformer.get("num_layers", 40)),
+                int(transformer.get("num_attention_heads", 40)),
+                int(transformer.get("attention_head_dim", 128)),
+                vae,
+            )
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise ValueError(
+                f"{folder} is not a Wan text-to-video model as diffusers saves it "
+                "(transformer: WanTransformer3DModel, vae: AutoencoderKLWan)."
+            ) from None
+
+    @property
+    def step(self) -> int:
+        """Height and width must be multiples of this."""
+        return self.spatial * self.patch[1]
+
+    @cached_property
+    def knows_pocket_words_only(self) -> bool:
+        """Whether the tokenizer has one token per word, and those are the pocket model's."""
+        try:
+            model = json.loads((self.folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+            return bool(model["type"] == "WordLevel" and set(vocabulary()) <= set(model["vocab"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def signature(self) -> str:
+        """Tells models apart by what is in their folder, without loading them.
+
+        Settings, and the size and 64 samples of every file of weights: another training run differs in every sample.
+        """
+        digest = hashlib.sha256()
+        for path in sorted(p for p in self.folder.glob("*/*") if p.suffix in (".json", ".safetensors", ".bin")):
+            if path.suffix == ".json":
+                try:
+                    content = json.loads(path.read_text())
+                except (OSError, ValueError):
+                    continue
+                if isinstance(content, dict):  # names beginning with "_" say who saved the file and from where
+                    content = {k: v for k, v in content.items() if not k.startswith("_")}
+                digest.update(json.dumps(content, sort_keys=True).encode())
+                continue
+            size = path.stat().st_size
+            digest.update(f"{path.parent.name}/{path.name} {size}".encode())
+            with path.open("rb") as f:
+                for index in range(_SAMPLES):
+                    f.seek(size * index // _SAMPLES)
+                    digest.update(f.read(_SAMPLE_BYTES))
+        return digest.hexdigest()[:32]
+
+
+def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
+    """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
+    total = policy.capacity(chunk)
+    tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
+    recent = total - policy.sink - len(tokens) - chunk
+    parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
+    return " + ".join([*parts, f"{chunk} current"]) + f" = {total} frames"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A take that is about to be made. Sizes in pixels, everything else as it is called.
+
+    Raises:
+        ValueError: for a size that the model or a video file cannot have, or a memory without room for a chunk.
+    """
+
+    model: ModelFacts
+    policy: MemoryPolicy
+    seconds: float
+    height: int
+    width: int
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        step = self.model.step
+        for name, value in (("Height", self.height), ("Width", self.width)):
+            if value < step or value % step or value > 16384 or value % 2:
+                raise ValueError(f"{name} must be a multiple of {step} from {step} to 16384 pixels, not {value}.")
+        self.policy.capacity(self._chunk_slots)
+
+    @property
+    def _chunk_slots(self) -> int:
+        return max(1, self.model.chunk // self.model.patch[0])
+
+    @property
+    def frames(self) -> int:
+        """Frames of the video."""
+        return frames_in(self.seconds, self.model.fps)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks to make; the last one may be cut."""
+        latents = 1 + math.ceil((self.frames - 1) / self.model.temporal)
+        return math.ceil(latents / self.model.chunk)
+
+    @property
+    def layout(self) -> str:
+        """The memory's slots in words."""
+        return memory_layout(self.policy, self._chunk_slots)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the memory holds all the time: keys as stored, keys as rotated, values, and running averages."""
+        tokens = (self.height // self.model.step) * (self.width // self.model.step)
+        per_token = self.model.layers * self.model.heads * self.model.head_dim
+        count = 3 * self.policy.capacity(self._chunk_slots) * tokens * per_token * DTYPE_BYTES[self.dtype]
+        if isinstance(self.policy, MemRoPE):
+            per_position = self.policy.pooling == "position" or self.policy.adaptive
+            count += 2 * 2 * (tokens if per_position else 1) * per_token * 4
+        return count
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of a snapshot: the memory's keys and values, and the last two frames at every layer of the decoder."""
+        width = DTYPE_BYTES[self.dtype]
+        return self.memory_bytes * 2 // 3 + self._decoder_values * width
+
+    @property
+    def _decoder_values(self) -> int:
+        vae = self.model.vae
+        base = int(vae.get("decoder_base_dim") or vae.get("base_dim", 96))
+        dims = [base * int(m) for m in reversed(vae.get("dim_mult", (1, 2, 4, 4)))]
+        blocks = int(vae.get("num_res_blocks", 2)) + 1
+        pixels = (self.height // self.model.spatial) * (self.width // self.model.spatial)
+        total = 2 * 4 * dims[0] * pixels  # the middle
+        for level, dim in enumerate(dims):
+            total += 2 * 2 * blocks * dim * pixels * 4**level
+        return total
+
+    @property
+    def video_bytes(self) -> int:
+        """Rough size of the file. Pictures differ; this is a guess on the low side."""
+        pixels = self.height * self.width
+        bits = _BITS_PER_PIXEL + _MORE_BITS_WHEN_SMALL * math.sqrt(_SMALL / pixels)
+        return int(self.frames * pixels * bits / 8) + self.chunks * _BYTES_PER_FRAGMENT
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the disk must have free: the video, and two snapshots, as a new one is whole before the old one goes."""
+        return self.video_bytes + 2 * self.snapshot_bytes
+
+
+def format_bytes(count: float) -> str:
+    """``4.3 MB``, with 1000 bytes to the kB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """``12.5 s`` below two minutes, ``1h02m03s`` above."""
+    if seconds < 120:
+        return re.sub(r"\.0$", "", f"{seconds:.1f}") + " s"
+    whole = round(seconds)
+    text = f"{whole // 60 % 60:02d}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{text}" if whole >= 3600 else text.lstrip("0")
