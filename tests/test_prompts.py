@@ -81,7 +81,6 @@ def test_single_prompt_needs_no_duration() -> None:
         ("a [3s] |", 10, "no prompt"),
         ("a | b [3s]", None, "'a' needs a duration"),
         ("a | b [3s]", 10, "'a' needs a duration"),
-        ("a [3s] | b", None, "'b' needs a duration"),
         ("a [abc]", None, r"\[abc\].*\[10s\]"),
         ("a []", 4, r"\[10s\]"),
         ("a [0s]", None, "above zero"),
@@ -169,3 +168,11 @@ def test_any_text_gives_a_script_or_one_sentence(text: str, seconds: float | Non
         assert str(error).endswith(".")
         return
     assert parse_script(script.format()) == script
+
+
+def test_an_open_last_segment_has_no_end_unless_a_length_is_wanted() -> None:
+    script = parse_script("a [3s] | b")
+    assert script.seconds is None
+    assert [script.at(t).prompt for t in (0, 2.9, 3, 1e6)] == ["a", "a", "b", "b"]
+    with pytest.raises(ValueError, match="'b' needs a duration"):
+        parse_script("a [3s] | b", default_seconds=30)

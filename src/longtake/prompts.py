@@ -190,8 +190,8 @@ def parse_script(text: str, seconds: float | None = None, *, default_seconds: fl
     Args:
         text: segments separated by ``|``, each a prompt with its duration in brackets.
         seconds: length of the whole. The last segment then needs no duration: it lasts to the end, or is cut there.
-        default_seconds: length of a single prompt that has no duration when there is no `seconds`; with None, such a
-            script has no end.
+        default_seconds: length of a single prompt that has no duration when there is no `seconds`; a last segment
+            after others must then have one. With None, a script whose last segment has no duration has no end.
 
     Raises:
         ValueError: one sentence that says what is wrong and what would be accepted.
@@ -202,7 +202,7 @@ def parse_script(text: str, seconds: float | None = None, *, default_seconds: fl
             raise ValueError(f"The segment {_shown(prompt)} needs a duration, as others follow it: {_ACCEPTED}.")
     whole = None if seconds is None else _milliseconds(parse_duration(seconds))
     if whole is None and parts[-1][1] is None:
-        if len(parts) > 1:
+        if len(parts) > 1 and default_seconds is not None:
             raise ValueError(
                 f"The last segment {_shown(parts[-1][0])} needs a duration, or the script a length: {_ACCEPTED}."
             )

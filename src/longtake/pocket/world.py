@@ -31,7 +31,7 @@ COLOR_RGB = torch.tensor(
     ]
 )
 # frames in one period of each motion, in the order of `words.MOTIONS`: whole chunks of 12 frames
-PERIODS = torch.tensor([48.0, 24.0, 36.0, 36.0, 24.0])
+PERIODS = torch.tensor([48, 24, 36, 36, 24])
 
 
 @dataclass
@@ -95,9 +95,9 @@ class Pose:
 
 def pose(scenes: Scenes, frames: torch.Tensor) -> Pose:
     """The laws of motion. ``frames`` are frame indices, ``[frames]`` or ``[scenes, frames]``."""
-    t = frames.to(torch.float32).expand(len(scenes), -1)
+    # whole frames modulo the period before any float: an hour in, a phase is as exact as in the first second
     period = PERIODS[scenes.motion][:, None]
-    u = torch.remainder(t / period + scenes.phase[:, None], 1.0)
+    u = torch.remainder(frames.expand(len(scenes), -1) % period / period + scenes.phase[:, None], 1.0)
     way, offset, size = scenes.way[:, None], scenes.offset[:, None], scenes.size[:, None]
     wave = 2 * math.pi * u
     ground = 0.55 - size  # the subject's centre when it stands on the ground

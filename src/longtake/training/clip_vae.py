@@ -22,7 +22,7 @@ def _frames(resample: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _down(layer: WanResample, x: torch.Tensor) -> torch.Tensor:
     x = _frames(layer.resample, x)
-    if layer.mode != "downsample3d":
+    if layer.mode != "downsample3d" or x.shape[2] == 1:
         return x
     # the first frame stands alone; then every window of three, two frames apart
     return torch.cat([x[:, :, :1], F.conv3d(x, layer.time_conv.weight, layer.time_conv.bias, stride=(2, 1, 1))], 2)

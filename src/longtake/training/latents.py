@@ -47,8 +47,8 @@ def load_vae(folder: Path) -> AutoencoderKLWan:
     vae = build_vae()
     load_averaged(folder / "autoencoder.pt", {"vae": vae})
     vae.eval().requires_grad_(False)
-    video, _ = render(sample_scenes(96, 5), torch.arange(49))
-    latents = encode_clip(vae, video.transpose(1, 2) * 2 - 1)[0]
+    parts = [render(sample_scenes(16, 5 + i), torch.arange(49))[0] for i in range(6)]
+    latents = torch.cat([encode_clip(vae, video.transpose(1, 2) * 2 - 1)[0] for video in parts])
     vae.register_to_config(
         latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
     )
