@@ -26,7 +26,7 @@ from PIL import Image
 from longtake import load
 from longtake.pocket.words import COLORS, MOTIONS, PLACES, SHAPES
 from longtake.pocket.world import COLOR_RGB, FPS, SIZE, backgrounds, render, sample_scenes
-from longtake.sheet import contact_sheet
+from longtake.sheet import contact_sheet, save_animation
 
 PROMPTS = (
     ("a red ball rolls over a meadow", "red", "ball", "rolls", "meadow"),
@@ -81,6 +81,16 @@ def read(video: np.ndarray, color: str, place: str, untouched: torch.Tensor) -> 
     }
 
 
+def side_by_side(videos: list[np.ndarray], start: int, end: int, columns: int = 3, scale: int = 2) -> list[np.ndarray]:
+    """Frames of a grid of videos ``[frames, height, width, 3]``, enlarged."""
+    frames = []
+    for index in range(start, min(end, len(videos[0]))):
+        cells = [v[index].repeat(scale, 0).repeat(scale, 1) for v in videos]
+        rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
+        frames.append(np.concatenate(rows, 0))
+    return frames
+
+
 def main() -> None:
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,6 +100,7 @@ def main() -> None:
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--out", type=Path, default=Path("docs/pocket"), help="folder for the contact sheets")
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--animation", type=Path, default=None, help="the prompts side by side, from second 20 on")
     args = parser.parse_args()
     pipe = load(args.model)
     pipe.set_progress_bar_config(disable=True)
@@ -97,10 +108,11 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for memory in args.memories.split(";"):
         for seed in (int(s) for s in args.seeds.split(",")):
-            cells, labels = [], []
+            cells, labels, videos = [], [], []
             for prompt, color, shape, motion, place in PROMPTS:
                 take = pipe.start(prompt, memory=memory, seed=seed)
                 video = np.stack(list(take.frames(args.seconds * FPS)))
+                videos.append(video)
                 truth = truth_of(color, shape, motion, place)
                 for second in range(0, args.seconds, 10):
                     window = video[second * FPS : (second + 10) * FPS]
@@ -121,6 +133,8 @@ def main() -> None:
                 print(f"    truth: area {truth.area:.3f}, motion {truth.motion:.4f}", flush=True)
             name = memory.split(":")[0] + (f"-seed{seed}" if seed else "")
             contact_sheet(cells, columns=len(cells) // len(PROMPTS), labels=labels).save(args.out / f"{name}.png")
+            if args.animation:
+                save_animation(side_by_side(videos, 20 * FPS, 26 * FPS), args.animation, FPS)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"seconds": args.seconds, "model": args.model, "rows": results}, indent=1))

@@ -80,7 +80,7 @@ def generate(
     width: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="auto|float32|bfloat16", help="Default: auto (bfloat16 on cuda, else float32)."),
+        typer.Option(metavar="auto|float32|bfloat16", help="Default: auto (bfloat16 where the hardware has it)."),
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Default: auto.")] = None,
     on_change: Annotated[

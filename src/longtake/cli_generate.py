@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from longtake.checkpoints import MODELS
-from longtake.cli_prepare import Job, Request, default_dtype, prepare
+from longtake.cli_prepare import Job, Request, prepare
 from longtake.cli_progress import ProgressLine, Stop, say, warn
-from longtake.plan import format_bytes, format_seconds
+from longtake.plan import default_dtype, format_bytes, format_seconds
 from longtake.record import Recorded, Recording, snapshot_path
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.memory import PROMPT_CHANGES, parse_memory
-from longtake.plan import DTYPE_BYTES, ModelFacts, Plan, format_bytes, format_seconds
+from longtake.plan import DTYPE_BYTES, ModelFacts, Plan, default_dtype, format_bytes, format_seconds
 from longtake.pocket.words import content_words, unknown_words, what_it_knows
 from longtake.prompts import Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
@@ -244,8 +244,3 @@ def settle_device(device: str) -> str:
     if device != "auto" or sys.platform != "linux":
         return device
     return "auto" if any(os.path.exists(p) for p in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")) else "cpu"
-
-
-def default_dtype(device: str) -> str:
-    """What ``--dtype auto`` means on a device."""
-    return "bfloat16" if device == "cuda" else "float32"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longtake import __version__
 from longtake.memory import MEMORIES
-from longtake.plan import format_bytes
+from longtake.plan import bfloat16_units, format_bytes
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
@@ -126,13 +126,8 @@ def _bfloat16() -> str:
 
     if torch.cuda.is_available():
         return "in hardware" if torch.cuda.is_bf16_supported() else "emulated, slow"
-    flags = ""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "unknown on this processor"
-    fast = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if f" {name}" in flags]
-    return f"in hardware ({', '.join(fast)})" if fast else "emulated, slower than float32"
+    fast = bfloat16_units()
+    return f"in hardware ({', '.join(fast)})" if fast else "not in hardware, slower than float32"
 
 
 def _attention_backend() -> str:

@@ -228,6 +228,20 @@ class Plan:
         return self.video_bytes + 2 * self.snapshot_bytes
 
 
+def bfloat16_units() -> list[str]:
+    """What this computer's processor has for bfloat16, by the names of Linux; empty elsewhere or if it has nothing."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return []
+    return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
+
+
+def default_dtype(device: str) -> str:
+    """What ``--dtype auto`` means: bfloat16 where the hardware has it (twice as fast on such a CPU), else float32."""
+    return "bfloat16" if device == "cuda" or (device == "cpu" and bfloat16_units()) else "float32"
+
+
 def format_bytes(count: float) -> str:
     """``4.3 MB``, with 1000 bytes to the kB."""
     for unit in ("bytes", "kB", "MB", "GB"):
