@@ -12,18 +12,19 @@ import contextlib
 import io
 import operator
 import os
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
 from av.codec import Codec
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from longtake.mp4 import Header, read_header, split_fragment, without_torn_end, write_all
 
 CODECS = ("libx264", "libopenh264", "mpeg4")
 
@@ -53,122 +54,6 @@ def pick_codec(order: Sequence[str] = CODECS) -> tuple[str, str]:
             Codec(name, "w")
             return name, _NOTES.get(name, f"Video is written with the encoder {name}.")
     raise ValueError(f"The installed PyAV has none of the video encoders {', '.join(order)}.")
-
-
-# --- boxes: an MP4 file is a tree of (32-bit size, four-letter name, body) ---------------------------------------
-
-
-def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, body start and end of each box in data[start:end]."""
-    while start + 8 <= end:
-        size, name = struct.unpack_from(">I4s", data, start)
-        if size < 8 or start + size > end:
-            return
-        yield name, start + 8, start + size
-        start += size
-
-
-def _find(data: bytes | bytearray, path: str) -> tuple[int, int]:
-    """Body start and end of the first box at `path` ("moov/trak/tkhd"); KeyError if there is none."""
-    start, end = 0, len(data)
-    for part in path.encode().split(b"/"):
-        for name, body, stop in _boxes(data, start, end):
-            if name == part:
-                start, end = body, stop
-                break
-        else:
-            raise KeyError(path)
-    return start, end
-
-
-def _walk(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of each whole top-level box in the first `size` bytes of a file."""
-    start = 0
-    while start + 8 <= size:
-        file.seek(start)
-        head = file.read(16)
-        length, name = struct.unpack_from(">I4s", head)
-        if length == 1 and len(head) == 16:  # a 64-bit size follows the name
-            (length,) = struct.unpack_from(">Q", head, 8)
-        if length < 8 or start + length > size:
-            return
-        yield name, start, start + length
-        start += length
-
-
-def _read_at(file: BinaryIO, start: int, end: int) -> bytes:
-    file.seek(start)
-    return file.read(end - start)
-
-
-def _whole_length(file: BinaryIO) -> int | None:
-    """Bytes up to the end of the last whole fragment; None for a file without fragments."""
-    end, before = None, b""
-    for name, _, stop in _walk(file, os.fstat(file.fileno()).st_size):
-        if name == b"mdat" and before == b"moof":
-            end = stop
-        before = name
-    return end
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What a file's ftyp + moov says, and where the fields are that hold its duration."""
-
-    entry: bytes  # b"avc1" or b"mp4v"
-    width: int
-    height: int
-    timescale: int
-    config: bytes  # decoder configuration: parameter sets and the like
-    movie_timescale: int
-    fields: tuple[tuple[int, str, int], ...]  # offset, struct format, timescale of each duration
-    extends: int  # offset of the name of the box that is `mehd` in a finished file, `free` before
-
-    @classmethod
-    def parse(cls, data: bytes) -> _Header:
-        """Raises KeyError or struct.error for anything that this module did not write."""
-        movie, _ = _find(data, "moov/mvhd")
-        track, _ = _find(data, "moov/trak/tkhd")
-        media, _ = _find(data, "moov/trak/mdia/mdhd")
-        table, end = _find(data, "moov/trak/mdia/minf/stbl/stsd")
-        extends, stop = _find(data, "moov/mvex")
-
-        def at(body: int, short: int, long: int) -> tuple[int, str]:
-            # Version 1 of these boxes has 64-bit times.
-            return (body + long, ">Q") if data[body] else (body + short, ">I")
-
-        def scale(body: int) -> int:
-            return int(struct.unpack_from(">I", data, body + (20 if data[body] else 12))[0])
-
-        name, entry, entry_end = next(_boxes(data, table + 8, end), (b"", 0, 0))
-        width, height = struct.unpack_from(">HH", data, entry + 24)
-        children = {child: data[a:b] for child, a, b in _boxes(data, entry + 78, entry_end)}
-        place = next(a for child, a, b in _boxes(data, extends, stop) if child in (b"free", b"mehd") and b - a == 12)
-        fields = (
-            (*at(movie, 16, 24), scale(movie)),
-            (*at(track, 20, 28), scale(movie)),
-            (*at(media, 16, 24), scale(media)),
-            (place + 4, ">Q", scale(movie)),
-        )
-        config = children.get(b"avcC", children.get(b"esds", b""))
-        return cls(name, width, height, scale(media), config, scale(movie), fields, place - 4)
-
-
-def _reserve_duration(header: bytes) -> bytes:
-    """The header with room for a `mehd` box, which tells players how long a finished fragmented file is.
-
-    It goes in as a `free` box: a `mehd` that says 0 would be believed. Nothing points past the header by absolute
-    offset (default-base-is-moof), so it may grow.
-    """
-    box = struct.pack(">I4sBxxxQ", 20, b"free", 1, 0)
-    grown = bytearray(header)
-    moov, _ = _find(header, "moov")
-    mvex, _ = _find(header, "moov/mvex")
-    for body in (moov, mvex):
-        (size,) = struct.unpack_from(">I", grown, body - 8)
-        struct.pack_into(">I", grown, body - 8, size + len(box))
-    grown[mvex:mvex] = box
-    return bytes(grown)
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -227,7 +112,7 @@ class VideoWriter:
         self.codec = pick_codec(CODECS if codec is None else (codec,))[0]
         self.quality = quality
         self._file: io.FileIO | None = None
-        self._header: _Header | None = None
+        self._header: Header | None = None
         self._position = (0, 0)  # bytes, frames; one attribute, so that an interrupt cannot come between the two
         self._closed = False
 
@@ -259,7 +144,7 @@ class VideoWriter:
             return cls(path, codec=codec, **settings)
         file = open(path, "r+b", buffering=0)  # noqa: SIM115
         try:
-            header = cls._check(file, size, frames)
+            header = read_header(file, size, frames)
             if codec is None:
                 codec = pick_codec(CODECS[:2] if header.entry == b"avc1" else CODECS[2:])[0]
             writer = cls(path, codec=codec, **settings)
@@ -272,33 +157,9 @@ class VideoWriter:
             raise
         return writer
 
-    @staticmethod
-    def _check(file: io.FileIO, size: int, frames: int) -> _Header:
-        """The header of a file that has `frames` frames in its first `size` bytes."""
-        there = os.fstat(file.fileno()).st_size
-        if there < size:
-            raise ValueError(f"{file.name} has {there} bytes, fewer than the {size} written when it was recorded.")
-        header_end, fragment, end = 0, (0, 0), 0
-        for name, start, stop in _walk(file, size):
-            if name == b"moof":
-                header_end = header_end or start
-                fragment = (start, stop)
-            end = stop
-        try:
-            header = _Header.parse(_read_at(file, 0, header_end))
-            moof = _read_at(file, *fragment)
-            (first,) = struct.unpack_from(">Q", moof, _find(moof, "moof/traf/tfdt")[0] + 4)
-            (duration,) = struct.unpack_from(">I", moof, _find(moof, "moof/traf/tfhd")[0] + 8)
-            (count,) = struct.unpack_from(">I", moof, _find(moof, "moof/traf/trun")[0] + 4)
-        except (KeyError, StopIteration, struct.error):
-            raise ValueError(f"{file.name} is not a video that Longtake wrote, so it cannot be continued.") from None
-        if end != size or duration == 0 or first + count * duration != frames * duration:
-            raise ValueError(f"{file.name} does not have {frames} frames in its first {size} bytes as recorded.")
-        return header
-
-    def _check_matches(self, header: _Header) -> None:
+    def _check_matches(self, header: Header) -> None:
         # What this machine's encoder would put in a header; nothing else tells whether its frames would decode.
-        mine = _Header.parse(self._encode(np.zeros((1, self.height, self.width, 3), np.uint8))[0])
+        mine = Header.parse(self._encode(np.zeros((1, self.height, self.width, 3), np.uint8))[0])
         if (header.width, header.height) != (self.width, self.height):
             raise ValueError(
                 f"{self.path} is {header.width}x{header.height} and cannot be continued at {self.width}x{self.height}."
@@ -341,21 +202,21 @@ class VideoWriter:
         aside = self.path.with_name(self.path.name + ".part")
         try:
             with open(aside, "wb", buffering=0) as file:
-                _write_all(file, header + fragment)
+                write_all(file, header + fragment)
             os.replace(aside, self.path)
         except BaseException:
             with contextlib.suppress(OSError):
                 aside.unlink()
             raise
         self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
-        self._header = _Header.parse(header)
+        self._header = Header.parse(header)
         self._position = (len(header) + len(fragment), count)
 
     def _append(self, file: io.FileIO, fragment: bytes, count: int) -> None:
         size, before = self._position
         try:
             file.seek(size)
-            _write_all(file, fragment)
+            write_all(file, fragment)
             self._position = (size + len(fragment), before + count)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -403,7 +264,9 @@ class VideoWriter:
                 frame.pts, frame.time_base = index, 1 / self.fps
                 self._mux(container, stream.encode(frame))
             self._mux(container, stream.encode(None))
-        return self._split(memory.getvalue())
+        before = self._position[1]
+        # Sequence numbers must grow, not be consecutive: the frame count is one that resuming need not look up.
+        return split_fragment(memory.getvalue(), before + 1, before * self.fps.denominator * _TICKS)
 
     def _mux(self, container: Any, packets: list[Any]) -> None:
         for packet in packets:
@@ -411,30 +274,10 @@ class VideoWriter:
             packet.duration = round(1 / (self.fps * packet.time_base))
             container.mux(packet)
 
-    def _split(self, data: bytes) -> tuple[bytes, bytes]:
-        start = _find(data, "moof")[0] - 8
-        fragment = bytearray(data[start : _find(data, "mdat")[1]])
-        frames = self._position[1]
-        # Sequence numbers must grow, not be consecutive: the frame count is one that resuming need not look up.
-        struct.pack_into(">I", fragment, _find(fragment, "moof/mfhd")[0] + 4, (frames + 1) % (1 << 32))
-        time, _ = _find(fragment, "moof/traf/tfdt")
-        if fragment[time] != 1:
-            raise RuntimeError("This FFmpeg writes 32-bit fragment times, which Longtake does not know.")
-        struct.pack_into(">Q", fragment, time + 4, frames * self.fps.denominator * _TICKS)
-        return _reserve_duration(data[:start]), bytes(fragment)
-
     def _set_duration(self, frames: int) -> None:
         """Writes the length into the header, in place; 0 for a file that is still growing."""
-        if self._file is None or self._header is None:
-            return
-        for offset, layout, scale in self._header.fields:
-            ticks = round(frames * scale / self.fps)
-            if layout == ">I" and ticks >= 1 << 32:
-                ticks = 0  # unknown: too long for this field, `mehd` has it
-            self._file.seek(offset)
-            _write_all(self._file, struct.pack(layout, ticks))
-        self._file.seek(self._header.extends)
-        _write_all(self._file, b"mehd" if frames else b"free")
+        if self._file is not None and self._header is not None:
+            self._header.write_duration(self._file, frames, self.fps)
 
     def sync(self) -> None:
         """Waits until everything written is on the disk itself, so that it outlives a power cut too."""
@@ -473,12 +316,6 @@ def _as_rate(fps: int | float | Fraction) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _write_all(file: io.FileIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -498,40 +335,13 @@ class VideoInfo:
         return self.frames / self.fps
 
 
-class _Head(io.RawIOBase):
-    """The first `size` bytes of a file, for a reader that would stumble over the rest."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_END:
-            offset, whence = self._size + offset, os.SEEK_SET
-        return self._file.seek(offset, whence)
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._size - self._file.tell(), 0)
-        return self._file.read(left if size < 0 else min(size, left))
-
-
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
     """Container and first video stream of a file, without what is left of a fragment cut off by a crash."""
     with open(path, "rb") as file:
-        size = _whole_length(file)
-        torn = size is not None and size < os.fstat(file.fileno()).st_size
-        file.seek(0)
+        whole = without_torn_end(file)
         try:
-            container = av.open(_Head(file, size) if size is not None and torn else os.fspath(path))
+            container = av.open(os.fspath(path) if whole is None else whole)
         except av.error.FFmpegError:
             raise ValueError(f"{os.fspath(path)} cannot be read as a video.") from None
         with container:
