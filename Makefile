@@ -9,9 +9,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Longtake needs Python 3.10 or later; choose one with make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+$(VENV)/.ready: pyproject.toml constraints.txt scripts/make-venv
+	scripts/make-venv $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
@@ -39,8 +38,8 @@ bench: setup
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m
 train-pocket: setup
 	$(TRAIN) longtake.training.autoencoder --folder runs/pocket --minutes 28
-	$(TRAIN) longtake.training.denoiser --folder runs/pocket --minutes 50
-	$(TRAIN) longtake.training.rollout --folder runs/pocket --minutes 28
+	$(TRAIN) longtake.training.denoiser --folder runs/pocket --minutes 48
+	$(TRAIN) longtake.training.rollout --folder runs/pocket --minutes 30
 	$(BIN)/python -m longtake.training.export --folder runs/pocket --out src/longtake/pocket/weights
 
 clean:

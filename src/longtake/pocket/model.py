@@ -42,7 +42,6 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
     "freq_dim": 256,
     "ffn_dim": 1024,
     "num_layers": 6,
-    "rope_max_seq_len": 64,  # only the stock processor reads this table
 }
 
 TEXT_CONFIG: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Stage 1 of the pocket model: its autoencoder, `AutoencoderKLWan` in a tiny configuration.
 
-torchrun --nproc-per-node 2 -m longtake.training.autoencoder --folder runs/pocket --minutes 40
+torchrun --nproc-per-node 2 -m longtake.training.autoencoder --folder runs/pocket --minutes 28
 """
 
 from __future__ import annotations
@@ -106,6 +106,9 @@ def train(folder: Path, minutes: float, crops: int = 8, lr: float = 2e-3, pool: 
         if p.ndim == 5:  # oneDNN's bfloat16 convolutions want channels last
             p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
     stage = Stage("autoencoder", folder, {"vae": vae}, minutes, lr=lr, adam_lr=2e-3, ema=0.99)
+    if stage.done:
+        stage.copy_ema()
+        return stage
     clips = ClipPool(pool, seed=1 + stage.rank + 1000 * stage.steps)
     rng = random.Random(stage.rank + 7919 * stage.steps)
     torch.manual_seed(stage.rank + 7919 * stage.steps)
@@ -136,7 +139,7 @@ def main() -> None:
     """Command line of this stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
-    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--minutes", type=float, default=28)
     parser.add_argument("--crops", type=int, default=8)
     args = parser.parse_args()
     stage = train(args.folder, args.minutes, args.crops)

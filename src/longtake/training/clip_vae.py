@@ -2,7 +2,7 @@
 
 diffusers runs this autoencoder latent by latent through a feature cache, because its temporal resampling is defined
 by the cache (without one it is skipped). That is right for streaming and slow for training: here the same function is
-written for a whole clip. `tests/test_training.py` holds the two against each other.
+written for a whole clip. `tests/test_training_parts.py` holds the two against each other.
 """
 
 from __future__ import annotations

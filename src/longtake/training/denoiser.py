@@ -1,6 +1,6 @@
 """Stage 2 of the pocket model: the denoiser and its text encoder, by flow matching with teacher forcing.
 
-torchrun --nproc-per-node 2 -m longtake.training.denoiser --folder runs/pocket --minutes 45
+torchrun --nproc-per-node 2 -m longtake.training.denoiser --folder runs/pocket --minutes 48
 """
 
 from __future__ import annotations
@@ -142,6 +142,9 @@ def train(
             block.forward = torch.compile(block.forward)
     modules = {"transformer": parts["transformer"], "text_encoder": parts["text_encoder"]}
     stage = Stage("denoiser", folder, modules, minutes, lr=3e-3, adam_lr=2e-3, decay_from=0.3, ema=0.98)
+    if stage.done:
+        stage.copy_ema()
+        return stage
     seed = stage.rank + 7919 * (stage.steps + 1)
     data = SequencePool(load_vae(folder), pool, seed)
     torch.manual_seed(seed)
@@ -163,7 +166,7 @@ def main() -> None:
     """Command line of this stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
-    parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--minutes", type=float, default=48)
     parser.add_argument("--compile", action="store_true", help="compile the blocks (needs a C++ compiler)")
     args = parser.parse_args()
     train(args.folder, args.minutes, compile_blocks=args.compile)

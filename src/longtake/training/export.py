@@ -59,6 +59,9 @@ def main() -> None:
     # half precision on disk; it is loaded in whatever is asked for
     pipe.to(torch.float16)
     pipe.save_pretrained(args.out)
+    for path in (args.out / "model_index.json", args.out / "tokenizer" / "tokenizer_config.json"):
+        # transformers 5 writes a name that only it knows; this one is known to 4 and 5
+        path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Takes run on and on with the memories of inference, by the weights of the moment
 for the chunk that the world would show now, given what the take has become; then the take goes on with its own chunk.
 The world's laws are periodic, so "now" is read off the take: the phase at which its last chunk fits best.
 
-    torchrun --nproc-per-node 2 -m longtake.training.rollout --folder runs/pocket --minutes 28
+    torchrun --nproc-per-node 2 -m longtake.training.rollout --folder runs/pocket --minutes 30
 """
 
 from __future__ import annotations
@@ -171,6 +171,9 @@ def train(folder: Path, minutes: float, size: int = 8, pool: int = 200) -> Stage
     modules = {"transformer": parts["transformer"], "text_encoder": parts["text_encoder"]}
     load_averaged(folder / "denoiser.pt", modules)
     stage = Stage("rollout", folder, modules, minutes, lr=1e-3, adam_lr=7e-4, decay_from=0.3, ema=0.98)
+    if stage.done:
+        stage.copy_ema()
+        return stage
     seed = 500_000 + stage.rank + 7919 * (stage.steps + 1)
     vae = load_vae(folder)
     torch.manual_seed(seed)
@@ -202,7 +205,7 @@ def main() -> None:
     """Command line of this stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
-    parser.add_argument("--minutes", type=float, default=28)
+    parser.add_argument("--minutes", type=float, default=30)
     args = parser.parse_args()
     train(args.folder, args.minutes)
 
