@@ -1,6 +1,7 @@
 """Recorded runs of the published pipelines, replayed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,92 @@ def test_settings_matter(tmp_path: Path) -> None:
 def test_bad_recordings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replay(_altered(tmp_path, **changes))
+
+
+def _put(tmp_path: Path, tensors: dict[str, torch.Tensor], **changes: Any) -> Path:
+    """The recording with other tensors."""
+    path = _altered(tmp_path, **changes)
+    with safe_open(path, framework="pt") as file:
+        metadata, kept = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file({**kept, **tensors}, path, metadata=metadata)
+    return path
+
+
+def _sentence(path: Path) -> str:
+    with pytest.raises(ValueError) as error:
+        replay(path)
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text and len(text) < 600
+    return text
+
+
+MODEL = {"num_attention_heads": 4, "attention_head_dim": 24, "in_channels": 16, "out_channels": 16}
+MODEL |= {"text_dim": 32, "freq_dim": 64, "ffn_dim": 192, "num_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"chunk": chunk}, "chunk must be a whole number") for chunk in (0, -3, True, 1.5, None, [3])),
+        *(({"policy": policy}, "not supported yet") for policy in (None, 3, ["memrope"], {"a": 1})),
+        *(({"model": model}, "model must be an object") for model in (None, [], "wan", 3)),
+        *(({"rope": rope}, "ids must be") for rope in (None, ["relative"], 3)),
+        ({"alpha_long": "fast"}, "long must be a rate"),
+        ({"alpha_long": None}, "long must be a rate"),
+        ({"adaptive": "yes"}, "adaptive must be"),
+        ({"pooling": {}}, "pooling must be"),
+        ({"model": {**MODEL, "num_layers": 3}}, "weights of 2 layers"),
+        ({"model": {**MODEL, "num_layers": 10**12}}, "weights of 2 layers"),
+        ({"model": {**MODEL, "num_layers": "two"}}, "num_layers must be a whole number"),
+        ({"model": {**MODEL, "ffn_dim": 0}}, "ffn_dim must be a whole number"),
+        ({"model": {**MODEL, "ffn_dim": 10**9}}, "do not fit the model settings"),
+        ({"model": {**MODEL, "ffn_dim": 64}}, "do not fit the model settings"),
+        ({"model": {**MODEL, "self": 1}}, "Unknown model settings: self"),
+        ({"model": {**MODEL, "patch_size": 2}}, "patch_size must be three sizes"),
+        ({"model": {**MODEL, "patch_size": [1, 2]}}, "patch_size must be three sizes"),
+        ({"model": {**MODEL, "patch_size": [1, 3, 2]}}, "do not fit|do not divide"),
+        ({"model": {**MODEL, "eps": "small"}}, "eps must be"),
+        ({"model": {**MODEL, "qk_norm": 3}}, "qk_norm must be"),
+        ({"model": {**MODEL, "qk_norm": "sideways"}}, "qk_norm must be"),
+        ({"model": {**MODEL, "attention_head_dim": 23}}, "No transformer|do not fit"),
+        ({"model": {**MODEL, "cross_attn_norm": "yes"}}, "cross_attn_norm must be"),
+        ({"model": {**MODEL, "image_dim": 8}}, "text-to-video"),
+        ({"model": {**MODEL, "rope_max_seq_len": 2}}, "rope_max_seq_len"),
+        ({"model": {**MODEL, "out_channels": 8}}, "out_channels"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert re.search(message, _sentence(_altered(tmp_path, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *((name, torch.zeros(()), f"{name} must") for name in ("noise", "renoise", "text", "timesteps", "latents")),
+        *((name, torch.zeros(2, 3), f"{name} must") for name in ("noise", "renoise", "text", "timesteps", "latents")),
+        *((name, torch.zeros(2, 3).long(), f"{name} must") for name in ("noise", "renoise", "text", "latents")),
+        ("noise", torch.zeros(2, 39, 16, 4, 6), r"noise must be \[1, frames, 16"),
+        ("noise", torch.zeros(1, 39, 8, 4, 6), r"noise must be \[1, frames, 16"),
+        ("noise", torch.zeros(1, 0, 16, 4, 6), r"noise must be \[1, frames, 16"),
+        ("latents", torch.zeros(1, 39, 16, 4, 8), "latents must be like noise"),
+        ("renoise", torch.zeros(38, 3, 16, 4, 6), r"renoise must be \[39, 3, 16, 4, 6\]"),
+        ("renoise", torch.zeros(39, 3, 16, 6, 4), r"renoise must be \[39, 3, 16, 4, 6\]"),
+        ("text", torch.zeros(1, 8, 31), r"text must be \[1, tokens, 32\]"),
+        ("text", torch.zeros(1, 0, 32), r"text must be \[1, tokens, 32\]"),
+        ("timesteps", torch.tensor([float("nan")]), "timesteps must fall"),
+        ("timesteps", torch.tensor([1000.0, 500.0]), "renoise must be"),
+        ("weights.head.modulation", torch.zeros(1, 2, 96).long(), "floating-point"),
+        ("weights.head.modulation", torch.zeros(1, 2, 95), "scale_shift_table"),
+        ("weights.nothing", torch.zeros(1), "Not weights of a Wan transformer"),
+    ],
+)
+def test_bad_tensors_are_refused_in_one_sentence(tmp_path: Path, name: str, value: torch.Tensor, message: str) -> None:
+    assert re.search(message, _sentence(_put(tmp_path, {name: value})))
+
+
+def test_latents_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    odd = {"noise": torch.zeros(1, 3, 16, 5, 6), "latents": torch.zeros(1, 3, 16, 5, 6)}
+    assert "patches" in _sentence(_put(tmp_path, {**odd, "renoise": torch.zeros(3, 3, 16, 5, 6)}))
 
 
 def test_files_that_are_no_recordings(tmp_path: Path) -> None:

@@ -234,10 +234,18 @@ def test_different_scenes_have_different_captions() -> None:
 
 
 def test_words_that_are_not_known() -> None:
-    assert words.unknown_words("A red DRAGON, rolls under the red dragon's moon!") == ["dragon", "dragon's", "moon"]
+    assert words.unknown_words("A red DRAGON, rolls under the red dragon's moon!") == [
+        "dragon",
+        "under",
+        "dragon's",
+        "moon",
+    ]
+    assert words.unknown_words("красный RED шар, 日本 ｒｅｄ ball_star") == ["красный", "шар", "日本"]
+    assert words.unknown_words("the ball’s 'red' --- crème brûlée") == ["ball's", "crème", "brûlée"]
     assert words.unknown_words("") == []
     assert words.content_words("the Red ball, while it rolls on a meadow") == ["red", "ball", "rolls", "meadow"]
     assert words.content_words("over the and on a") == []
+    assert words.content_words("красный") == []
     assert all(name in words.what_it_knows() for g in (COLORS, SHAPES, MOTIONS, PLACES) for name in g)
 
 
@@ -260,6 +268,14 @@ def test_the_tokenizer_marks_what_it_does_not_know(tmp_path: Any) -> None:
     tokenizer = build_tokenizer()
     ids = tokenizer("a red dragon rolls")["input_ids"]
     assert [i == tokenizer.unk_token_id for i in ids] == [False, False, True, False, False]
+    # what is named as unknown is what the tokenizer does not know
+    for prompt in ("a ball with a box under the star", "красный red 日本", "the dragon’s ball; a RED_box"):
+        known = [i for i in tokenizer(prompt)["input_ids"] if i != tokenizer.unk_token_id]
+        assert len(known) - 1 == len([w for w in words.split_words(prompt) if w not in words.unknown_words(prompt)])
+    # and what is too long for it is what is called too long
+    for count in (words.MAX_WORDS - 1, words.MAX_WORDS, words.MAX_WORDS + 2):
+        for prompt in (" ".join(["red"] * count), " ".join(["ball's"] * count)):
+            assert words.words_too_many(prompt) == max(0, len(tokenizer(prompt)["input_ids"]) - TEXT_TOKENS)
     padded = tokenizer("a red ball", padding="max_length", max_length=TEXT_TOKENS)
     assert padded["attention_mask"] == [1] * 4 + [0] * (TEXT_TOKENS - 4)
     assert padded["input_ids"][4:] == [tokenizer.pad_token_id] * (TEXT_TOKENS - 4)

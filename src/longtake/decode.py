@@ -26,8 +26,8 @@ class StreamingDecoder:
     def __init__(self, vae: Any) -> None:
         self.vae = vae
         self._slots = sum(isinstance(m, WanCausalConv3d) for m in vae.decoder.modules())
-        self._center = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-        self._spread = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        self._center = torch.tensor(vae.config.latents_mean, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        self._spread = torch.tensor(vae.config.latents_std, dtype=torch.float32).view(1, -1, 1, 1, 1)
         self.temporal: int = vae.config.scale_factor_temporal
         self.reset()
 
@@ -54,8 +54,9 @@ class StreamingDecoder:
         if hook is not None and hasattr(hook, "pre_forward"):
             hook.pre_forward(self.vae)  # brings an offloaded autoencoder to its device, as `vae.decode` would
         parameter = next(self.vae.decoder.parameters())
-        where = {"device": parameter.device, "dtype": torch.float32}
-        scaled = latents.to(**where) * self._spread.to(**where) + self._center.to(**where)
+        if self._spread.device != parameter.device:  # once: a copy in every chunk would make the host wait
+            self._spread, self._center = self._spread.to(parameter.device), self._center.to(parameter.device)
+        scaled = latents.to(device=parameter.device, dtype=torch.float32) * self._spread + self._center
         scaled = scaled.to(parameter.dtype)
         frames = []
         for i in range(scaled.shape[2]):
@@ -81,13 +82,16 @@ class StreamingDecoder:
         Raises:
             ValueError: if that state is not one of this autoencoder.
         """
-        indices = {int(i) for i in tensors} | set(counters["repeats"])
-        if any(not 0 <= i < self._slots for i in indices) or (counters["latents"] and not tensors):
+        latents, repeats = counters["latents"], counters["repeats"]
+        numbers = all(type(i) is int for i in (latents, *repeats)) and all(i.isdecimal() for i in tensors)
+        indices = {int(i) for i in (*tensors, *repeats)} if numbers else {-1}
+        fits = all(0 <= i < self._slots for i in indices) and all(x.ndim == 5 for x in tensors.values())
+        if not fits or latents < 0 or (latents and not tensors):
             raise ValueError("The decoder state in this snapshot is not one of this model's autoencoder.")
         device = next(self.vae.decoder.parameters()).device
         self.reset()
         for i, tensor in tensors.items():
             self._cache[int(i)] = tensor.to(device)
-        for i in counters["repeats"]:
+        for i in repeats:
             self._cache[i] = _REPEAT
-        self.latents = counters["latents"]
+        self.latents = latents

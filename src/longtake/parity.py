@@ -49,13 +49,13 @@ def policy_of(spec: Mapping[str, Any]) -> MemoryPolicy:
         ValueError: for a policy that is not supported, an unknown setting or a bad value.
     """
     name = spec.get("policy")
-    if name not in _KEYS:
+    if not isinstance(name, str) or name not in _KEYS:
         raise ValueError(f"Recordings of policy {name!r} are not supported yet; supported are {', '.join(_KEYS)}.")
     unknown = set(spec) - _KEYS[name]
     if unknown:
         raise ValueError(f"Unknown settings for {name}: {', '.join(sorted(unknown))}.")
     for key in ("capacity", "sink", "chunk"):
-        if not isinstance(spec.get(key, 3), int):
+        if not _whole(spec.get(key, 3), 0 if key == "sink" else 1):
             raise ValueError(f"{key} must be a whole number of frames, not {spec[key]!r}.")
     if name == "sliding":
         return Sliding(spec.get("capacity", 21), spec.get("sink", 0), spec.get("rope", "absolute"))
@@ -72,6 +72,10 @@ def policy_of(spec: Mapping[str, Any]) -> MemoryPolicy:
     )
 
 
+def _whole(value: object, least: int = 1) -> bool:
+    return type(value) is int and value >= least
+
+
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no recording at {path}.")
@@ -79,7 +83,7 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
         with safe_open(path, framework="pt", device=str(device)) as file:
             spec = json.loads((file.metadata() or {}).get("spec", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name} is not a recording in safetensors format: {error}.") from None
     if not isinstance(spec, dict):
         raise ValueError(f"{path.name} is not a recording: its metadata has no 'spec'.")
@@ -90,17 +94,82 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
 
 
 def _build(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WanTransformer3DModel:
-    settings = {**_MODEL, **spec.get("model", {})}
-    unknown = set(settings) - set(inspect.signature(WanTransformer3DModel.__init__).parameters)
+    settings = _model_settings(spec)
+    found = wan_to_diffusers({k[len("weights.") :]: x for k, x in tensors.items() if k.startswith("weights.")})
+    if not all(x.is_floating_point() for x in found.values()):
+        raise ValueError("The recorded weights must be floating-point numbers.")
+    layers, recorded = settings.get("num_layers", 40), {k.split(".")[1] for k in found if k.startswith("blocks.")}
+    if layers != len(recorded):
+        raise ValueError(f"The recording has the weights of {len(recorded)} layers, its model settings say {layers}.")
+    try:
+        with torch.device("meta"):  # sizes alone, however large they are said to be
+            expected = WanTransformer3DModel(**settings).state_dict()
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError):
+        raise ValueError(f"No transformer can be made with the recorded model settings {settings}.") from None
+    wrong = [k for k in sorted({*expected, *found}) if k not in found or k not in expected]
+    wrong += [k for k in expected if k in found and expected[k].shape != found[k].shape]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"The recorded weights do not fit the model settings: {', '.join(wrong[:3])}{more}.")
+    transformer = WanTransformer3DModel(**settings)
+    transformer.load_state_dict(found, strict=True)
+    return transformer.eval().requires_grad_(False).to(tensors["noise"].device)
+
+
+def _model_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the recorded transformer."""
+    recorded = spec.get("model", {})
+    if not isinstance(recorded, dict):
+        raise ValueError(f"model must be an object of settings, not {recorded!r}.")
+    known = inspect.signature(WanTransformer3DModel.__init__).parameters
+    unknown = set(recorded) - (set(known) - {"self"})
     if unknown:
         raise ValueError(f"Unknown model settings: {', '.join(sorted(unknown))}.")
-    transformer = WanTransformer3DModel(**settings)
-    weights = {name[len("weights.") :]: x for name, x in tensors.items() if name.startswith("weights.")}
-    try:
-        transformer.load_state_dict(wan_to_diffusers(weights), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"The recorded weights do not fit the recorded model settings: {error}") from None
-    return transformer.eval().requires_grad_(False).to(tensors["noise"].device)
+    settings = {**_MODEL, **recorded}
+    for key, value in settings.items():
+        usual = known[key].default
+        if key == "patch_size":
+            fits, wanted = isinstance(value, (list, tuple)) and [*map(_whole, value)] == [True] * 3, "three sizes"
+        elif key == "eps":
+            fits, wanted = type(value) in (int, float) and 0 <= value < 1, "a small number"
+        elif isinstance(usual, bool):
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(usual, int):
+            fits, wanted = _whole(value), "a whole number above 0"
+        elif key == "qk_norm":
+            fits, wanted = value == usual, f"{usual!r}"
+        else:
+            fits, wanted = value is None, "left out: recordings are of text-to-video models"
+        if not fits:
+            raise ValueError(f"The model's {key} must be {wanted}, not {value!r}.")
+    return {**settings, "patch_size": tuple(settings["patch_size"])}
+
+
+def _check_inputs(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuses inputs that do not fit together, or not the model."""
+    model, chunk = _model_settings(spec), spec.get("chunk", 3)
+    for name in _INPUTS:
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{name} must be floating-point numbers, not {tensors[name].dtype}.")
+    noise, text = tensors["noise"], tensors["text"]
+    channels, width = model.get("in_channels", 16), model.get("text_dim", 4096)
+    if noise.ndim != 5 or noise.shape[0] != 1 or noise.shape[2] != channels or 0 in noise.shape:
+        raise ValueError(f"noise must be [1, frames, {channels}, height, width], not {list(noise.shape)}.")
+    if model.get("out_channels", 16) != channels:
+        raise ValueError("The model's out_channels must equal its in_channels.")
+    if tensors["latents"].shape != noise.shape:
+        raise ValueError(f"latents must be like noise, {list(noise.shape)}, not {list(tensors['latents'].shape)}.")
+    if text.ndim != 3 or text.shape[0] != 1 or text.shape[1] < 1 or text.shape[2] != width:
+        raise ValueError(f"text must be [1, tokens, {width}], not {list(text.shape)}.")
+    if noise.shape[1] % chunk:
+        raise ValueError(f"A recording of {noise.shape[1]} frames has no whole number of chunks of {chunk}.")
+    sides = zip((chunk, *noise.shape[-2:]), model["patch_size"], strict=True)
+    if any(side > size * model.get("rope_max_seq_len", 1024) for side, size in sides):
+        raise ValueError("The recorded latents are larger than the model's rope_max_seq_len.")
+    steps = len(FewStepSchedule(tensors["timesteps"].float().cpu()))
+    expected = [noise.shape[1] // chunk * (steps - 1), chunk, *noise.shape[2:]]
+    if list(tensors["renoise"].shape) != expected:
+        raise ValueError(f"renoise must be {expected}, not {list(tensors['renoise'].shape)}.")
 
 
 @torch.no_grad()
@@ -117,15 +186,11 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> Parity:
     """
     spec, tensors = _read(Path(path), device)
     policy = policy_of(spec)
+    _check_inputs(spec, tensors)
     noise, renoise, text, latents = (tensors[name].float() for name in ("noise", "renoise", "text", "latents"))
     chunk = spec.get("chunk", 3)
-    if noise.shape[1] % chunk:
-        raise ValueError(f"A recording of {noise.shape[1]} frames has no whole number of chunks of {chunk}.")
     schedule = FewStepSchedule(tensors["timesteps"].float().cpu())
-    draws = (noise.shape[1] // chunk, len(schedule) - 1, chunk)
-    if tuple(renoise.shape[:2]) != (draws[0] * draws[1], chunk):
-        raise ValueError(f"renoise must be [{draws[0] * draws[1]}, {chunk}, ...], not {list(renoise.shape)}.")
-    fresh = renoise.view(*draws, *renoise.shape[2:])
+    fresh = renoise.view(noise.shape[1] // chunk, len(schedule) - 1, *renoise.shape[1:])
     transformer = _build(spec, tensors)
     memory = memory_for(transformer, policy, *noise.shape[-2:], batch=noise.shape[0], chunk=chunk)
     worst = 0.0

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,22 @@ from longtake.memory import MemoryPolicy, parse_memory
 from longtake.prompts import Script, parse_script
 from longtake.snapshot import read_snapshot
 from longtake.take import Chunk, Take
-from longtake.text import encode_text
+from longtake.text import encode_text, text_length
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 _ALIGNMENT = 64  # bytes; where PyTorch itself places tensors
+
+
+def _adapters(module: torch.nn.Module) -> str:
+    """What PEFT's layers do at the moment, beyond their weights: adapters in use, their scales; empty without any."""
+    states = []
+    for name, layer in module.named_modules():
+        scaling = getattr(layer, "scaling", None)
+        if isinstance(scaling, dict) and hasattr(layer, "disable_adapters"):
+            used = [] if layer.disable_adapters else layer.active_adapters
+            scales = [(key, float(scaling[key])) for key in used if key in scaling]
+            states.append((name, scales, list(layer.merged_adapters)))
+    return json.dumps(states) if states else ""
 
 
 @dataclass
@@ -114,7 +127,8 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                         weight.data = weight.data.clone()
 
     def fingerprint(self) -> str:
-        """Identifies all that a video depends on: configurations, words, and a few values of every weight tensor."""
+        """Identifies all that a video depends on: configurations, words, a few values of every weight tensor, and which
+        LoRA adapters are on, at which scale."""
         # Not kept: parts can be replaced and LoRA weights loaded at any time.
         digest = hashlib.sha256()
         settings = {k: self.config[k] for k in ("denoising_steps", "chunk_frames", "fps")}
@@ -129,16 +143,20 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
                 samples.append(parameter.flatten()[:: max(1, parameter.numel() // 8)][:8].float())
             digest.update(torch.cat(samples).cpu().numpy().tobytes())
+            digest.update(_adapters(module).encode())
         return digest.hexdigest()[:32]
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> torch.Tensor:
-        """Text embedding ``[1, tokens, dim]`` of one prompt.
+        """Text embedding ``[1, tokens, dim]`` of one prompt. Warns if the prompt is too long to be read whole.
 
         Raises:
             ValueError: if the prompt is empty, or the tokenizer knows none of its words.
         """
         text = self._clean(prompt)
+        length, limit = len(self.tokenizer(text)["input_ids"]), text_length(self.tokenizer)
+        if length > limit:
+            warnings.warn(f"Only the first {limit} of the prompt's {length} tokens are read.", stacklevel=2)
         return encode_text(self.tokenizer, self.text_encoder, [text], self.device_of("text_encoder"))
 
     def _clean(self, prompt: str) -> str:
@@ -151,6 +169,25 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if unknown is not None and all(i == unknown for i in ids):
             raise ValueError(f"The model knows no word of the prompt {text!r}.")
         return text
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses what the model cannot make.
+
+        Raises:
+            ValueError: if the size does not divide into patches, or a chunk has more of them along a side than the
+                transformer has rotary positions for (diffusers looks them up in a table).
+        """
+        config = self.transformer.config
+        steps, *sides = config.patch_size
+        most: int = config.rope_max_seq_len
+        for pixels, patch in zip((height, width), sides, strict=True):
+            step = self.vae_scale_factor_spatial * patch
+            if pixels % step or pixels < step:
+                raise ValueError(f"Height and width must be multiples of {step}, not {height}x{width}.")
+            if pixels > most * step:
+                raise ValueError(f"This model's height and width are at most {most * step}, not {height}x{width}.")
+        if self.config.chunk_frames > most * steps:
+            raise ValueError(f"A chunk must have at most {most * steps} frames, not {self.config.chunk_frames}.")
 
     def start(
         self,
@@ -180,9 +217,6 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             self._clean(segment.prompt)
         height = self.config.default_size[0] if height is None else height
         width = self.config.default_size[1] if width is None else width
-        step = self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
-        if height % step or width % step or height < step or width < step:
-            raise ValueError(f"Height and width must be multiples of {step}, not {height}x{width}.")
         return Take(self, script, policy, seed, height, width, on_prompt_change)
 
     def resume(self, path: str | os.PathLike[str]) -> Take:

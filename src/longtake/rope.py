@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from longtake.transfer import send
+
 # Id patterns repeat once a memory is full (a ring of slots): this many covers every period met in practice.
 _CACHED_PATTERNS = 64
 
@@ -61,7 +63,7 @@ class Rope:
         return torch.tensor(rows, dtype=torch.float64).view(len(rows), dim // 2)
 
     def _to_device(self, angles: Tensor) -> tuple[Tensor, Tensor]:
-        return angles.cos().float().to(self.device), angles.sin().float().to(self.device)
+        return send(angles.cos().float(), self.device), send(angles.sin().float(), self.device)
 
     def time(self, ids: Sequence[int | None]) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the time part, float32: two tensors [len(ids), t_dim / 2]."""

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from longtake.transfer import send
+
 _MASK = 0xFFFFFFFF
 _DRAWS_PER_CHUNK = 64
 
@@ -50,9 +52,9 @@ class FewStepSchedule:
     sigmas: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        steps = self.timesteps.tolist()
+        steps = self.timesteps.flatten().tolist()
         falling = all(a > b for a, b in pairwise(steps))
-        if self.timesteps.ndim != 1 or not steps or not falling or steps[0] > 1000 or steps[-1] <= 0:
+        if self.timesteps.ndim != 1 or not steps or not falling or not (steps[0] <= 1000 and steps[-1] > 0):
             raise ValueError(f"timesteps must fall strictly within 1000..0 (0 excluded), not {steps}.")
         # Python floats: multiplying by them never waits for the device.
         object.__setattr__(self, "sigmas", tuple(t / 1000 for t in steps))
@@ -121,4 +123,4 @@ def chunk_noise(
         raise ValueError(f"chunk_index must be 0 or more and step 0..63, not {chunk_index} and {step}.")
     generator = torch.Generator(device="cpu").manual_seed(_noise_seed(seed, chunk_index, step))
     noise = torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
-    return noise.to(device=device, dtype=dtype)
+    return send(noise, device).to(dtype)

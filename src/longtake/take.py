@@ -17,6 +17,7 @@ from longtake.memory import PROMPT_CHANGES, MemoryPolicy, parse_memory
 from longtake.prompts import Script
 from longtake.sampling import FewStepSchedule, chunk_noise
 from longtake.snapshot import write_snapshot
+from longtake.transfer import send
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
@@ -55,6 +56,9 @@ class Take:
     what it makes depends on the settings, the seed and the chunk's index alone, so a longer take begins with the
     shorter one.
 
+    An exception in the middle of a chunk (an interrupt from the keyboard too) leaves its parts out of step. Such a take
+    refuses to go on: resume from its last snapshot.
+
     Args:
         pipe: the pipeline whose parts it uses; several takes may share one, in turns.
         script: what is said when.
@@ -80,6 +84,7 @@ class Take:
             raise ValueError(f"A prompt change is one of {', '.join(ON_CHANGE)}, not {on_change!r}.")
         self.pipe, self.script, self.policy, self.seed, self.on_change = pipe, script, policy, seed, on_change
         self.height, self.width = height, width
+        pipe.check_size(height, width)
         pipe.align()
         self.size = pipe.config.chunk_frames
         self.schedule = FewStepSchedule.from_steps(pipe.config.denoising_steps, pipe.shift)
@@ -90,7 +95,12 @@ class Take:
         )
         self.decoder = StreamingDecoder(pipe.vae)
         self.index = 0
-        self._text: tuple[str, torch.Tensor] | None = None
+        # On the device, one per denoising step and zero for the commit: made here, a chunk waits for none of them.
+        times = torch.cat([self.schedule.timesteps, torch.zeros(1)])
+        self._times = send(times, self.memory.keys.device).split(1)
+        self._prompt: str | None = None  # of the last chunk
+        self._embedding: tuple[str, torch.Tensor] | None = None
+        self._broken = False
         self._last: deque[torch.Tensor] = deque(maxlen=_RECACHED_CHUNKS if on_change == "recache" else 0)
 
     @property
@@ -119,13 +129,17 @@ class Take:
     def begin(self) -> torch.Tensor:
         """Settles what the next chunk attends to and is asked for; returns the prompt's embedding."""
         prompt = self.prompt_at(self.index)
-        if self._text is None or self._text[0] != prompt:
-            changed = self._text is not None
-            self._text = (prompt, self.pipe.encode_prompt(prompt))
-            if changed:
-                self._change_prompt(self._text[1])
+        text = self._embed(prompt)
+        before, self._prompt = self._prompt, prompt
+        if before not in (None, prompt):
+            self._change_prompt(text)
         self.memory.begin_chunk()
-        return self._text[1]
+        return text
+
+    def _embed(self, prompt: str) -> torch.Tensor:
+        if self._embedding is None or self._embedding[0] != prompt:
+            self._embedding = (prompt, self.pipe.encode_prompt(prompt))
+        return self._embedding[1]
 
     def _change_prompt(self, text: torch.Tensor) -> None:
         self.memory.change_prompt("flush" if self.on_change == "flush" else "keep")
@@ -148,7 +162,7 @@ class Take:
             for step in range(len(self.schedule)):
                 if step:
                     x = self.schedule.renoise(x, chunk_noise(self.seed, self.index, step, self.shape, device), step)
-                flow = self._forward(x, self.schedule.timesteps[step], text, dtype)
+                flow = self._forward(x, self._times[step], text, dtype)
                 x = self.schedule.x0(x, flow, step)
         return x
 
@@ -156,15 +170,23 @@ class Take:
     def commit(self, latents: torch.Tensor, text: torch.Tensor) -> None:
         """One more forward at t = 0, by which the memory learns the chunk."""
         with attending(self.pipe.transformer, self.memory), self.memory.recording():
-            self._forward(latents, torch.zeros(()), text, self.memory.keys.dtype)
+            self._forward(latents, self._times[-1], text, self.memory.keys.dtype)
 
     def _forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        out = self.pipe.transformer(x.to(dtype), t.to(x.device)[None], text.to(dtype), return_dict=False)
+        out = self.pipe.transformer(x.to(dtype), t, text.to(dtype), return_dict=False)
         flow: torch.Tensor = out[0]
         return flow
 
     def next_chunk(self) -> Chunk:
-        """Makes the next chunk: begin, denoise, commit, decode."""
+        """Makes the next chunk: begin, denoise, commit, decode.
+
+        Raises:
+            ValueError: if the prompt cannot be encoded; the take is as before, to be steered elsewhere.
+            RuntimeError: if the take was interrupted within a chunk.
+        """
+        self._require_whole()
+        self._embed(self.prompt_at(self.index))
+        self._broken = True  # until all parts have come to the end of the chunk
         text = self.begin()
         latents = self.denoise(text)
         self.commit(latents, text)
@@ -172,8 +194,15 @@ class Take:
         first = self.frames_done
         video = self.decoder.decode(latents)
         self.index += 1
-        assert self._text is not None
-        return Chunk(self.index - 1, first, self._text[0], latents, video)
+        self._broken = False
+        assert self._prompt is not None
+        return Chunk(self.index - 1, first, self._prompt, latents, video)
+
+    def _require_whole(self) -> None:
+        if self._broken:
+            raise RuntimeError(
+                "This take was interrupted in the middle of a chunk and cannot go on; resume it from its last snapshot."
+            )
 
     def chunks(self, count: int | None = None) -> Iterator[Chunk]:
         """The next ``count`` chunks, or chunks without end."""
@@ -200,7 +229,12 @@ class Take:
     # Snapshots
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Everything the take knows: tensors, and data for JSON. Only between chunks."""
+        """Everything the take knows: tensors, and data for JSON. Only between chunks.
+
+        Raises:
+            RuntimeError: if the take was interrupted within a chunk.
+        """
+        self._require_whole()
         memory_tensors, memory_data = self.memory.state_dict()
         decoder_tensors, decoder_data = self.decoder.state_dict()
         tensors = {f"memory.{k}": v for k, v in memory_tensors.items()}
@@ -215,7 +249,7 @@ class Take:
             "width": self.width,
             "on_change": self.on_change,
             "script": self.script.to_dict(),
-            "prompt": None if self._text is None else self._text[0],
+            "prompt": self._prompt,
             "index": self.index,
             "memory": memory_data,
             "decoder": decoder_data,
@@ -231,6 +265,7 @@ class Take:
 
         Raises:
             OSError: if the disk does not take it.
+            RuntimeError: if the take was interrupted within a chunk.
         """
         tensors, data = self.state()
         write_snapshot(path, tensors, {**data, "extra": extra})
@@ -257,6 +292,9 @@ class Take:
                 raise ValueError(f"The snapshot was made in {data['dtype']}; load the model so, not in {dtype}.")
             if data["model"] != pipe.fingerprint():
                 raise ValueError("The snapshot was made with another model or other weights than the one loaded.")
+            for name in ("seed", "height", "width", "index"):
+                if type(data[name]) is not int:
+                    raise ValueError(f"The snapshot's {name} must be a whole number, not {data[name]!r}.")
             take = cls(
                 pipe,
                 Script.from_dict(data["script"]),
@@ -270,9 +308,15 @@ class Take:
             take.decoder.load_state_dict(part("decoder."), data["decoder"])
             take.index = data["index"]
             if data["prompt"] is not None:
-                take._text = (data["prompt"], pipe.encode_prompt(data["prompt"]))
+                take._prompt = data["prompt"]
+                take._embed(data["prompt"])
             device = take.memory.keys.device
             take._last.extend(x.to(device) for _, x in sorted(part("last.").items()))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The snapshot lacks something that a take needs ({error}).") from None
+        frames = take.index * take.size
+        in_step = take.memory.frame == take.index * take.memory.chunk and take.decoder.latents == frames
+        whole = not take.memory.open and len(take._last) == min(take.index, take._last.maxlen or 0)
+        if take.index < 0 or not in_step or not whole or any(x.shape != take.shape for x in take._last):
+            raise ValueError("The snapshot's parts do not belong to the same chunk of the same take.")
         return take

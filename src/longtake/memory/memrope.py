@@ -27,13 +27,16 @@ class MemRoPE(MemoryPolicy):
         pooling: "global" averages evicted frames over space too, as the released code does (a memory frame is then
             one key and one value per head); "position" averages each position over the evicted frames.
         adaptive: per-position averages where the fast rate follows motion: position p moves at
-            ``0.1 * short + motion(p) * 4.9 * short``, at most 1, where motion is the distance of the evicted keys to
-            the fast average, mean over heads, divided by its maximum over positions (released code, ``ema_adaptive``).
+            ``0.1 * short + motion(p) * 4.9 * short``, where motion is the distance of the evicted keys to the fast
+            average, mean over heads, divided by its maximum over positions (released code, ``ema_adaptive``). With
+            ``first_eviction="fold"`` that rate is held to at most 1.
         ids: "relative" numbers the slots. "absolute" is the paper's ablation without position-free aggregation: each
             frame keeps its global index, and averages are taken of rotated keys and attended as they are.
         first_eviction: at the first overflow two more frames must leave than later, to make room for the memory
             frames. "fold" starts both averages with the mean of all that leave, so that every frame is folded exactly
-            once. "released" does as the released code: the two oldest of them are dropped unseen.
+            once. "released" does as the released code, for parity: the two oldest of them are dropped unseen, and
+            an adaptive rate may pass 1 (with ``short`` above 0.2), where the fast average overshoots and, above 0.4,
+            can grow without bound.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -95,8 +98,9 @@ class MemRoPE(MemoryPolicy):
         if self.adaptive:
             motion = (keys - short[0]).norm(dim=-1).mean(-1)  # [layers, batch, tokens]
             motion = motion / (motion.amax(-1, keepdim=True) + 1e-8)
+            rates = 0.1 * self.short + motion * (4.9 * self.short)
             # Beyond 1 an average would overshoot what it follows; only short > 0.2 gets there.
-            fast = (0.1 * self.short + motion * (4.9 * self.short)).clamp(max=1)[..., None, None]
+            fast = (rates if self.first_eviction == "released" else rates.clamp(max=1))[..., None, None]
         return {
             LONG: (_towards(long[0], keys, self.long), _towards(long[1], values, self.long)),
             SHORT: (_towards(short[0], keys, fast), _towards(short[1], values, fast)),

@@ -279,7 +279,9 @@ class Memory:
             ValueError: if the state is not one of such a memory; nothing is changed then.
         """
         layers, batch, slots, *rest = self._shape
-        tags = tensors["tags"].tolist() if "tags" in tensors else []
+        tags: list[int] = []
+        if "tags" in tensors and tensors["tags"].dtype == torch.int64 and tensors["tags"].ndim == 1:
+            tags = tensors["tags"].tolist()
         stored = [tensors[name] for name in ("keys", "values") if name in tensors]
         fits = all(
             x.dtype == self.keys.dtype
@@ -287,9 +289,15 @@ class Memory:
             and x.shape[2] <= slots
             for x in stored
         )
-        averages = {f"average.{tag}.{part}" for tag in tags if tag < FREE for part in ("key", "value")}
-        complete = len(stored) == 2 and averages <= set(tensors) and set(counters) == {"frame", "open"}
-        if len(tags) != slots or not fits or not complete:
+        averages = [f"average.{tag}.{part}" for tag in tags if tag < FREE for part in ("key", "value")]
+        fits &= all(
+            name in tensors and tuple(tensors[name].shape) in {(layers, batch, n, *rest[1:]) for n in (1, self.tokens)}
+            for name in averages
+        )
+        fits &= set(counters) == {"frame", "open"} and all(isinstance(x, int) and x >= 0 for x in counters.values())
+        held = [tag for tag in tags if tag != FREE]
+        whole = len(stored) == 2 and len(tags) == slots and len(set(held)) == len(held)
+        if not (fits and whole and max(held, default=-1) < counters["frame"] + self.chunk * bool(counters["open"])):
             raise ValueError(
                 f"This state is not of a memory with {slots} slots of {self.tokens} tokens, {layers} layers, "
                 f"batch {batch}, {self.keys.dtype}."
