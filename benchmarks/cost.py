@@ -1,6 +1,6 @@
 """What a second of video costs, by stage, early and late in a take.
 
-    python -m benchmarks.cost --memories memrope,sliding --json cost.json
+    python -m benchmarks.cost --memories memrope,sliding --dtype bfloat16,float32
 
 For every memory and dtype a take runs to each of the chunks asked for; around each of them every stage is timed:
 ``memory`` (evict, fold, rotate), ``forward`` (all denoising steps), ``commit`` (the clean forward that is remembered),
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("memory", "forward", "commit", "decode", "write")
+RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red ball rolls over a meadow"
 
 
@@ -158,11 +159,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="pocket", help="a named model or a diffusers folder")
     parser.add_argument("--memories", default=";".join(MEMORIES), help="separated by ; (or , without settings)")
     parser.add_argument("--chunks", default="20,200,2000", help="where to measure")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or both, separated by commas")
+    parser.add_argument("--dtype", default="float32,bfloat16", help="float32, bfloat16 or both, separated by commas")
     parser.add_argument("--window", type=int, default=30, help="chunks measured around each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; one per core by default")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, default=RESULTS / "cost.json", help="where the numbers go")
     parser.add_argument("--quick", action="store_true", help="chunks 5 and 10, 4 measured: to see that it works")
     args = parser.parse_args(arguments)
     try:
@@ -175,16 +176,15 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError("--chunks and --window must be whole numbers from 1 on.")
         if not set(dtypes) <= {"float32", "bfloat16"}:
             raise ValueError(f"--dtype must be float32, bfloat16 or both, not {args.dtype}.")
-        if args.json and not args.json.parent.is_dir():
-            raise ValueError(f"There is no folder {args.json.parent}.")
-    except ValueError as error:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
     import torch
     from rich.console import Console
 
     from longtake import load
-    from longtake.cli_generate import quieten_libraries
+    from longtake.quiet import quieten_libraries
 
     quieten_libraries()
     if args.threads:
@@ -198,9 +198,10 @@ def main(arguments: list[str] | None = None) -> None:
         for memory in memories:
             console.print(f"{memory}, {dtype} ...", style="dim")
             rows += measure(pipe, memory, at, window)
-            if args.json:  # after every take: a long run that is stopped has not run for nothing
-                args.json.write_text(json.dumps({"machine": info, "rows": [asdict(row) for row in rows]}, indent=2))
+            # after every take: a long run that is stopped has not run for nothing
+            args.json.write_text(json.dumps({"machine": info, "rows": [asdict(row) for row in rows]}, indent=2))
     console.print(table(rows))
+    console.print(f"Written to {args.json}")
 
 
 if __name__ == "__main__":

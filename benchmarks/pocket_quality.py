@@ -1,6 +1,6 @@
 """How the pocket model's takes hold up: contact sheets to look at, and readings against the world's ground truth.
 
-    python -m benchmarks.pocket_quality --seconds 60 --memories memrope,sliding:window=12,sink=3,ids=relative \
+    python -m benchmarks.pocket_quality --seconds 60 --memories "memrope;sliding:window=12,sink=3,ids=relative" \
         --out docs/pocket --json benchmarks/results/pocket_quality.json
 
 For every prompt, seed and memory, in windows of ten seconds:
@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from longtake import load
+from longtake.memory import parse_memory
 from longtake.pocket.words import COLORS, MOTIONS, PLACES, SHAPES
 from longtake.pocket.world import COLOR_RGB, FPS, SIZE, backgrounds, render, sample_scenes
 from longtake.sheet import contact_sheet, save_animation
@@ -102,12 +103,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--animation", type=Path, default=None, help="the prompts side by side, from second 20 on")
     args = parser.parse_args()
-    pipe = load(args.model)
+    memories = args.memories.split(";")
+    try:
+        for memory in memories:
+            parse_memory(memory)
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+        if not 1 <= args.seconds <= 3600:
+            raise ValueError(f"--seconds must be from 1 to 3600, not {args.seconds}.")
+        if args.animation and args.seconds < 22:
+            raise ValueError("--animation shows second 20 on: it needs --seconds 22 or more.")
+        pipe = load(args.model)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     pipe.set_progress_bar_config(disable=True)
-    args.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    for memory in args.memories.split(";"):
-        for seed in (int(s) for s in args.seeds.split(",")):
+    for memory in memories:
+        for seed in seeds:
             cells, labels, videos = [], [], []
             for prompt, color, shape, motion, place in PROMPTS:
                 take = pipe.start(prompt, memory=memory, seed=seed)

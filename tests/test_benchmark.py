@@ -12,16 +12,26 @@ from tests.conftest import ENVIRONMENT
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.cost", *map(str, arguments)]
+def run(*arguments: str | Path, name: str = "cost") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
 
 
 def test_quick(tiny_folder: Path, tmp_path: Path) -> None:
-    made = run("--quick", "--model", tiny_folder, "--memories", "memrope;sliding:window=6", "--json", tmp_path / "x")
+    made = run(
+        "--quick",
+        "--model",
+        tiny_folder,
+        "--memories",
+        "memrope;sliding:window=6",
+        "--dtype",
+        "float32",
+        "--json",
+        tmp_path / "new" / "x",
+    )
     assert made.returncode == 0, made.stderr
     assert "memrope" in made.stdout and "sliding:window=6" in made.stdout
-    report = json.loads((tmp_path / "x").read_text())
+    report = json.loads((tmp_path / "new" / "x").read_text())
     assert report["machine"]["threads"] == 1 and report["machine"]["torch"]
     assert [(row["memory"], row["chunk"]) for row in report["rows"]] == [
         (memory, chunk) for memory in ("memrope", "sliding:window=6") for chunk in (5, 10)
@@ -35,3 +45,23 @@ def test_refuses() -> None:
     for arguments in (("--memories", "nothing"), ("--chunks", "x"), ("--dtype", "int8")):
         made = run(*arguments)
         assert made.returncode == 2 and "error:" in made.stderr
+
+
+def test_soak(tmp_path: Path) -> None:
+    made = run("--tiny", "--chunks", "60", "--memory", "memrope;longlive", "--json", tmp_path / "x", name="soak")
+    assert made.returncode == 0, made.stderr
+    report = json.loads((tmp_path / "x").read_text())
+    marks = [(row["memory"], row["chunk"]) for row in report["rows"]]
+    assert marks == [(memory, chunk) for memory in ("memrope", "longlive") for chunk in (50, 60)]
+    assert all(f"{row['rss_mb']:.1f} MB" in made.stdout and row["rss_mb"] > 50 for row in report["rows"])
+
+
+def test_others_refuse() -> None:
+    for name, *arguments in (
+        ("soak", "--memory", "nothing"),
+        ("soak", "--chunks", "0"),
+        ("pocket_quality", "--seeds", "x"),
+        ("pocket_quality", "--memories", "memrope,sliding"),
+    ):
+        made = run(*arguments, name=name)
+        assert made.returncode == 2 and "error:" in made.stderr and "Traceback" not in made.stderr

@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 from longtake import LongTakePipeline
+from longtake.lock import is_locked, lock_path
+from longtake.prompts import parse_script
 from longtake.record import Recorded, Recording, snapshot_path
 from longtake.snapshot import read_snapshot, read_snapshot_data
 from longtake.video import probe, read_frames
@@ -64,6 +66,32 @@ def test_stopped_take_goes_on(tiny: LongTakePipeline, tmp_path: Path) -> None:
     assert path.read_bytes() == record(tiny, tmp_path / "whole.mp4", 4).read_bytes()
     found = Recorded.look(path)
     assert found is not None and found.finished == 64
+
+
+def test_what_was_changed_on_resume_survives_a_crash(tiny: LongTakePipeline, tmp_path: Path) -> None:
+    path = record(tiny, tmp_path / "take.mp4", 1)
+    recording = Recording.resume(tiny, path, settings={"seconds": 9.0})
+    recording.take.steer(parse_script("a red ball rolls over a meadow [1s] | a blue box swings in a room [8s]"))
+
+    def crash(_: object) -> None:
+        raise Crash
+
+    with pytest.raises(Crash):
+        recording.run(9, on_chunk=crash)
+    found = Recorded.look(path)
+    assert found is not None and found.settings == {"seconds": 9.0}
+    assert [s["prompt"] for s in found.data["script"]["segments"]][1:] == ["a blue box swings in a room"]
+
+
+def test_one_writer_per_file(tiny: LongTakePipeline, tmp_path: Path) -> None:
+    path = tmp_path / "take.mp4"
+    first = Recording.start(tiny.start(PROMPT, "memrope", 1), path)
+    with pytest.raises(ValueError, match="Another process is writing"):
+        Recording.start(tiny.start(PROMPT, "memrope", 1), path)
+    assert is_locked(path) and first.run(1) and not is_locked(path)
+    assert not lock_path(path).exists()
+    lock_path(path).touch()  # left by a killed process
+    assert Recording.resume(tiny, path).run(2)
 
 
 class Crash(Exception):
@@ -125,6 +153,11 @@ def test_look_refuses(tiny: LongTakePipeline, tmp_path: Path) -> None:
             Recorded.look(path)
         with pytest.raises(ValueError, match="not a Longtake snapshot"):
             tiny.resume(snapshot)
+    flipped = bytearray(good)
+    flipped[-5] ^= 16
+    snapshot.write_bytes(flipped)
+    with pytest.raises(ValueError, match="not those that were written"):
+        Recording.resume(tiny, path)
     tiny.start(PROMPT).snapshot(snapshot)
     with pytest.raises(ValueError, match="not recorded to a file"):
         Recorded.look(path)
@@ -187,10 +220,11 @@ def test_memory_does_not_grow(tiny: LongTakePipeline, tmp_path: Path) -> None:
     assert max(sizes[-50:]) - max(sizes[50:100]) < 3e6
 
 
-def test_memory_of_the_take_does_not_grow(tiny: LongTakePipeline) -> None:
+@pytest.mark.parametrize("memory", ["memrope", "longlive"])
+def test_memory_of_the_take_does_not_grow(tiny: LongTakePipeline, memory: str) -> None:
     """Far longer than above, without the slow part, pictures."""
     process, sizes = psutil.Process(), []
-    take = tiny.start(PROMPT, "memrope", 1)
+    take = tiny.start(PROMPT, memory, 1)
     for _ in range(1500):
         text = take.begin()
         take.commit(take.denoise(text), text)

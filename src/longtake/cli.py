@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from longtake import __version__
-from longtake.cli_progress import say
+from longtake.cli_progress import open_streams, say, settle_streams, tell
 
 app = typer.Typer(
     name="longtake",
@@ -28,7 +29,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"longtake {__version__}")
+        tell(f"longtake {__version__}")
         raise typer.Exit()
 
 
@@ -131,8 +132,8 @@ def models() -> None:
 
     for name, info in MODELS.items():
         height, width = info.size
-        print(f"{name}: {info.description} ({width}x{height}, {info.fps} frames per second; {info.source})")
-    print("Or the path of a folder with a Wan text-to-video model, as diffusers saves it.")
+        tell(f"{name}: {info.description} ({width}x{height}, {info.fps} frames per second; {info.source})")
+    tell("Or the path of a folder with a Wan text-to-video model, as diffusers saves it.")
 
 
 @app.command()
@@ -143,7 +144,7 @@ def memories() -> None:
     from longtake.memory import MEMORIES
 
     for name, info in MEMORIES.items():
-        print(f"{name}: {info.description} ({info.paper})")
+        tell(f"{name}: {info.description} ({info.paper})")
         policy = info.create()
         settings = []
         for field in fields(policy):  # type: ignore[arg-type]
@@ -152,8 +153,8 @@ def memories() -> None:
             if isinstance(value, bool):
                 value, others = str(value).lower(), [str(not value).lower()]
             settings.append(f"{field.name}={value}" + (f" (or {', '.join(others)})" if others else ""))
-        print(f"    {', '.join(settings)}")
-    print("Change settings like this: --memory memrope:recent=7,pooling=position")
+        tell(f"    {', '.join(settings)}")
+    tell("Change settings like this: --memory memrope:recent=7,pooling=position")
 
 
 @app.command()
@@ -161,15 +162,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what Longtake runs on, and test it: two chunks with every memory, and a snapshot."""
-    from longtake.cli_generate import quieten_libraries
     from longtake.doctor import examine
 
-    quieten_libraries()
     report = examine()
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2))
+        tell(json.dumps(report.to_dict(), indent=2))
     else:
-        print("\n".join(report.lines()))
+        tell("\n".join(report.lines()))
     raise typer.Exit(1 if report.problems else 0)
 
 
@@ -178,32 +177,13 @@ def parity(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of published pipelines.")],
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference that passes.")] = 1e-4,
 ) -> None:
-    """Replay recorded runs of published pipelines and compare."""
-    if not 0 <= tolerance < float("inf"):
-        raise typer.Exit(say(f"--tolerance must be a number from 0 on, not {tolerance}.", 2))
-    missing = [str(path) for path in files if not path.is_file()]
-    if missing:
-        raise typer.Exit(say(f"There is no recording {', '.join(missing)}.", 2))
-    from longtake.cli_generate import quieten_libraries
-    from longtake.parity import replay
+    """Replay recorded runs of published pipelines and compare.
 
-    quieten_libraries()
-    failed = False
-    for path in files:
-        try:
-            result = replay(path)
-        except ValueError as error:
-            print(f"{path}: FAIL, {error}", flush=True)
-            failed = True
-            continue
-        passed = result.max_abs_diff <= tolerance
-        failed |= not passed
-        print(
-            f"{path}: {result.policy}, {result.chunks} chunks, largest absolute difference {result.max_abs_diff:.3g}, "
-            f"{'pass' if passed else 'FAIL'}",
-            flush=True,
-        )
-    raise typer.Exit(1 if failed else 0)
+    Exit code: 0 if all pass, 1 if a difference is too large, 2 if a file is no recording that can be replayed.
+    """
+    from longtake.cli_parity import compare
+
+    raise typer.Exit(compare(files, tolerance))
 
 
 @app.command()
@@ -237,14 +217,20 @@ def sheet(
         contact_sheet(frames, columns, labels).save(target)
     except (ValueError, OSError) as error:
         raise typer.Exit(say(str(error), 2)) from None
-    print(target.absolute())
+    tell(str(target.absolute()))
 
 
 def main() -> None:
     """Entry point of the ``longtake`` command."""
     # OpenMP threads that spin while they wait make small machines several times slower. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    open_streams()
+    try:
+        app()
+    except OSError as error:  # the commands take care of theirs: this is stdout, which did not take a page of help
+        sys.exit(say(f"{error.strerror or error}.", 1))
+    finally:
+        settle_streams()
 
 
 if __name__ == "__main__":

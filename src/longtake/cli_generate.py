@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from longtake.checkpoints import MODELS
 from longtake.cli_prepare import Job, Request, prepare
-from longtake.cli_progress import ProgressLine, Stop, say, warn
-from longtake.plan import default_dtype, format_bytes, format_seconds
+from longtake.cli_progress import ProgressLine, Stop, say, tell, warn
+from longtake.plan import count, default_dtype, format_bytes, format_seconds
+from longtake.quiet import quieten_libraries
 from longtake.record import Recorded, Recording, snapshot_path
 
 if TYPE_CHECKING:
@@ -20,8 +23,8 @@ def describe(job: Job) -> list[str]:
     """The plan, line by line, for people."""
     plan, out = job.plan, job.request.out
     lines = [
-        f"Video    {format_seconds(plan.seconds)}, {plan.frames} frames of {plan.width}x{plan.height} pixels at "
-        f"{plan.model.fps} per second, in {plan.chunks} chunks"
+        f"Video    {format_seconds(plan.seconds)}, {count(plan.frames, 'frame')} of {plan.width}x{plan.height} pixels "
+        f"at {plan.model.fps} per second, in {count(plan.chunks, 'chunk')}"
     ]
     if job.found is not None:
         there = format_seconds(job.found.frames / plan.model.fps)
@@ -37,8 +40,25 @@ def describe(job: Job) -> list[str]:
         f"Memory   {plan.policy.spec()}: {plan.layout}, {format_bytes(plan.memory_bytes)}",
         f"File     {out.absolute()}, about {format_bytes(plan.video_bytes)} ({format_bytes(free)} free); "
         f"snapshot every {format_seconds(job.every)} of video, about {format_bytes(plan.snapshot_bytes)}",
-        "Time     measured after the first chunks",
+        f"Time     {_time(job)}",
     ]
+
+
+def _time(job: Job) -> str:
+    plan, frames = job.plan, 0 if job.found is None else job.found.frames
+    if job.device == "auto":
+        return "measured while it runs"
+    cores = job.request.threads or usable_cores()
+    left = replace(plan, seconds=max(1, plan.frames - frames) / plan.model.fps).estimate_seconds(job.device, cores)
+    where = f"{count(cores, 'thread')} of this CPU" if job.device == "cpu" else f"this {job.device} device"
+    return f"about {format_seconds(float(f'{left:.1g}'))} on {where}, very roughly; measured while it runs"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def generate(request: Request) -> int:
@@ -54,7 +74,7 @@ def generate(request: Request) -> int:
     if job.done is not None:
         seconds = format_seconds(job.done / job.plan.model.fps)
         say(f"{request.out} is {seconds} long already; ask for more with --seconds.", 0)
-        print(request.out.absolute())
+        tell(str(request.out.absolute()))
         return 0
     with Stop() as stop:
         try:
@@ -98,6 +118,7 @@ def _load(job: Job) -> tuple[Job, LongTakePipeline]:
     if not known:
         announce()
     quieten_libraries()
+    warnings.filterwarnings("ignore", "Only the first")  # said already, of all prompts and in other words
     try:
         pipe = load(job.plan.model.name, getattr(torch, dtype), device)
     except Exception as error:
@@ -105,16 +126,6 @@ def _load(job: Job) -> tuple[Job, LongTakePipeline]:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The model {job.plan.model.name} cannot be loaded: {reason}") from error
     return job, pipe
-
-
-def quieten_libraries() -> None:
-    """Keeps the libraries' progress bars and notes off the screen."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
 
 
 def _record(job: Job, stop: Stop) -> int:
@@ -132,8 +143,12 @@ def _record(job: Job, stop: Stop) -> int:
             take = pipe.start(job.script, plan.policy, job.seed, plan.height, plan.width, job.on_change)
             pipe.encode_prompt(job.script.segments[0].prompt)  # refuses a prompt without a known word
             recording = Recording.start(take, request.out, snapshot_every=job.every, settings=settings)
+            if request.out.exists() and not request.overwrite:
+                raise ValueError(f"Another process has made {request.out} meanwhile: choose another --out.")
         else:
             recording = Recording.resume(pipe, request.out, snapshot_every=job.every, settings=settings)
+            if recording.frames != job.found.frames:
+                raise ValueError(f"Another process has continued {request.out} meanwhile: try again.")
             recording.take.steer(job.script)
     except (ValueError, FileNotFoundError) as error:
         return say(str(error), 2)
@@ -160,5 +175,5 @@ def _record(job: Job, stop: Stop) -> int:
         return 128 + stop.signal
     if not request.quiet:
         say(progress.summary(), 0)
-    print(request.out.absolute(), flush=True)
+    tell(str(request.out.absolute()))
     return 0

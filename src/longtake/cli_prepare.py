@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longtake.lock import is_locked, locked_by_another
 from longtake.memory import PROMPT_CHANGES, parse_memory
-from longtake.plan import DTYPE_BYTES, ModelFacts, Plan, default_dtype, format_bytes, format_seconds
-from longtake.pocket.words import content_words, unknown_words, what_it_knows
+from longtake.plan import DTYPE_BYTES, ModelFacts, Plan, count, default_dtype, format_bytes, format_seconds
+from longtake.pocket.words import MAX_WORDS, content_words, unknown_words, what_it_knows, words_too_many
 from longtake.prompts import Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
 
@@ -23,6 +24,7 @@ DEFAULT_SECONDS = 30.0
 ON_CHANGE = (*PROMPT_CHANGES, "recache")
 DTYPES = ("auto", *DTYPE_BYTES)
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_THREADS_PER_CPU = 4  # more only stand in each other's way
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class Job:
     def continue_command(self, seconds: float | None = None) -> str:
         """What to type to go on."""
         length = f"{seconds or self.plan.seconds:g}"
-        return shlex.join(["longtake", "generate", "--resume", "--out", str(self.request.out), "--seconds", length])
+        command = ["longtake", "generate", "--resume", "--out", str(self.request.out)]
+        if self.request.threads is not None:
+            command += ["--threads", str(self.request.threads)]
+        return shlex.join([*command, *["--quiet"] * self.request.quiet, "--seconds", length])
 
 
 def prepare(request: Request) -> Job:
@@ -82,8 +87,9 @@ def prepare(request: Request) -> Job:
     Raises:
         ValueError, OSError: in one sentence, for everything that cannot work. Nothing has been written.
     """
-    if request.threads is not None and request.threads < 1:
-        raise ValueError(f"--threads must be 1 or more, not {request.threads}.")
+    most = _THREADS_PER_CPU * (os.cpu_count() or 1)
+    if request.threads is not None and not 1 <= request.threads <= most:
+        raise ValueError(f"--threads must be 1 or more, here at most {most}, not {request.threads}.")
     for option, value, accepted in (
         ("--dtype", request.dtype, DTYPES),
         ("--device", request.device, DEVICES),
@@ -100,7 +106,7 @@ def prepare(request: Request) -> Job:
     found = _look_at(request)
     try:
         return _settle(request, found, seconds)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         if found is None:
             raise
         raise ValueError(f"The snapshot of {request.out} lacks something that a take needs ({error}).") from None
@@ -124,6 +130,8 @@ def _look_at(request: Request) -> Recorded | None:
             pass
     except OSError:
         raise ValueError(f"The folder {out.parent} cannot be written to: choose another one with --out.") from None
+    if is_locked(out):
+        raise locked_by_another(out)
     if request.resume:
         try:
             return Recorded.look(out)
@@ -219,6 +227,11 @@ def _check_words(script: Script, facts: ModelFacts) -> list[str]:
             raise ValueError(f"The model {facts.name} knows nothing of {prompt!r}; it knows {what_it_knows()}.")
         if unknown := unknown_words(prompt):
             warnings.append(f"The model {facts.name} does not know {', '.join(unknown)}; it knows {what_it_knows()}.")
+        if left_out := words_too_many(prompt):
+            warnings.append(
+                f"The model {facts.name} reads {MAX_WORDS} words of a prompt at most: "
+                f"the last {count(left_out, 'word')} of {prompt!r} will have no effect."
+            )
     return warnings
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from longtake.plan import format_seconds
+from longtake.plan import count, format_seconds
 from longtake.record import Progress
 
 _PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal to redraw one in
@@ -21,10 +21,57 @@ _DRAW_EVERY = 0.1
 _SPEED_OVER = 30  # chunks; the first one, which warms up, soon leaves
 
 
+def _put(text: str, end: str = "\n") -> None:
+    """Prints to stderr. A terminal that was closed, or a full disk behind a log, must not stop a take."""
+    if sys.stderr is None:  # closed from the start; print() would take stdout instead
+        return
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
 def say(text: str, code: int = 0) -> int:
     """Prints to stderr; returns ``code``, so that a command can end with it."""
-    print(text if code == 0 else f"Error: {text}", file=sys.stderr, flush=True)
+    _put(text if code == 0 else f"Error: {text}")
     return code
+
+
+def tell(text: str) -> None:
+    """Prints to stdout what a command was asked for.
+
+    Raises:
+        SystemExit: with code 1, after one sentence on stderr, if stdout does not take it.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has read enough
+        raise SystemExit(1) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SystemExit(say(f"The output could not be written ({reason}).", 1)) from None
+
+
+def open_streams() -> None:
+    """Opens what is closed of the three standard streams: else the next file, a video, gets their number, and what a
+    library prints as an error goes into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+
+
+def settle_streams() -> None:
+    """Lets go of what stdout and stderr could not take, so that Python does not complain of it when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
 
 
 def warn(text: str) -> None:
@@ -37,7 +84,9 @@ class ProgressLine:
 
     def __init__(self, name: str, frames: int, quiet: bool = False) -> None:
         self._name, self._first, self._quiet = name, frames, quiet
-        self._live = sys.stderr.isatty()
+        self._live = False
+        with contextlib.suppress(OSError, ValueError):  # closed
+            self._live = sys.stderr is not None and sys.stderr.isatty()
         self._start = self._shown = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self._start, frames)], maxlen=_SPEED_OVER)
         self._last: Progress | None = None
@@ -62,15 +111,15 @@ class ProgressLine:
         )
         if self._live:
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+            _put(f"\r{line[:width]}\x1b[K", end="")
         else:
-            print(line, file=sys.stderr, flush=True)
+            _put(line)
 
     def end(self) -> None:
         """Leaves the line as it was at the last chunk."""
         if not self._quiet and self._live and self._last is not None:
             self._draw(self._last)
-            print(file=sys.stderr, flush=True)
+            _put("")
 
     def summary(self) -> str:
         """One sentence on what was made, and how fast."""
@@ -78,7 +127,7 @@ class ProgressLine:
         made, took = self._last.frames - self._first, max(time.monotonic() - self._start, 1e-9)
         speed = made / took
         return (
-            f"Made {made} frames in {format_seconds(took)}: {speed:.1f} frames/s, "
+            f"Made {count(made, 'frame')} in {format_seconds(took)}: {speed:.1f} frames/s, "
             f"{speed / self._last.fps:.2f}x real time."
         )
 
@@ -121,7 +170,8 @@ class Stop:
             self._gently = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self.signal != 0
+        # A closed terminal may tell twice: the system, and the shell that goes with it.
+        again = self.signal != 0 and number != getattr(signal, "SIGHUP", None)
         self.signal = number
         if again or not self._gently:
             raise KeyboardInterrupt

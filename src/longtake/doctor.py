@@ -54,20 +54,28 @@ def examine() -> Report:
             report.problems.append(f"The package {name} is not installed.")
     if report.problems:
         return report
-    import torch
+    try:
+        import torch
 
-    facts["device"] = _devices()
-    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
-    facts["bfloat16"] = _bfloat16()
-    facts["attention"] = _attention_backend()
+        from longtake.quiet import quieten_libraries
+
+        quieten_libraries()
+        facts["device"] = _devices()
+        facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+        facts["bfloat16"] = _bfloat16()
+        facts["attention"] = _attention_backend()
+    except Exception as error:  # an installation can be broken in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        report.problems.append(f"PyTorch, diffusers or transformers is installed but does not work ({reason}).")
+        return report
     facts["memory"] = _free_memory()
     facts["disk"] = f"{format_bytes(shutil.disk_usage('.').free)} free here"
     try:
         from longtake.video import pick_codec
 
         facts["video"] = pick_codec()[1]
-    except (ValueError, ImportError) as error:
-        report.problems.append(str(error))
+    except (ValueError, ImportError, OSError) as error:
+        report.problems.append(f"No video can be written: {error}")
     try:
         pipe = _pocket(facts)
     except Exception as error:  # whatever it is, it goes into the report

@@ -26,6 +26,19 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _BITS_PER_PIXEL, _MORE_BITS_WHEN_SMALL, _SMALL = 0.1, 0.5, 64 * 64
 _BYTES_PER_FRAGMENT = 900  # headers, per chunk
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
+# Operations per second that get done, for the estimate of a plan only: rough, by a factor of two either way. For a
+# CPU per core (measured with the pocket model on two cores with AVX-512), and as little as this is gained by more.
+_SPEED = {
+    ("cpu", "float32"): 16e9,
+    ("cpu", "bfloat16"): 30e9,
+    ("mps", "float32"): 2e12,
+    ("mps", "bfloat16"): 2e12,
+    ("cuda", "float32"): 2e13,
+    ("cuda", "bfloat16"): 1e14,
+}
+_MORE_CORES = 0.8
+_SECONDS_PER_BLOCK = 3e-4  # to start a transformer block's operations, however small they are
+_SECONDS_PER_PIXEL = 2.5e-7  # to encode a picture
 
 
 def frames_in(seconds: float, fps: float) -> int:
@@ -42,6 +55,7 @@ class ModelFacts:
         size: default (height, width) in pixels; ``step``: both must be multiples of it.
         fps: frames per second; ``chunk``: latent frames per chunk; ``temporal``: frames per latent frame.
         denoising_steps: forwards per chunk, the commit not counted.
+        ffn: width of the transformer's feed-forward layers; ``longest``: most positions along any axis.
     """
 
     name: str
@@ -56,6 +70,8 @@ class ModelFacts:
     layers: int
     heads: int
     head_dim: int
+    ffn: int
+    longest: int
     vae: Mapping[str, Any]
 
     @classmethod
@@ -88,6 +104,8 @@ class ModelFacts:
                 int(transformer.get("num_layers", 40)),
                 int(transformer.get("num_attention_heads", 40)),
                 int(transformer.get("attention_head_dim", 128)),
+                int(transformer.get("ffn_dim", 13824)),
+                int(transformer.get("rope_max_seq_len", 1024)),
                 vae,
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
@@ -161,9 +179,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         step = self.model.step
+        most = min(16384, step * self.model.longest)
         for name, value in (("Height", self.height), ("Width", self.width)):
-            if value < step or value % step or value > 16384 or value % 2:
-                raise ValueError(f"{name} must be a multiple of {step} from {step} to 16384 pixels, not {value}.")
+            if value < step or value % step or value > most or value % 2:
+                raise ValueError(
+                    f"{name} must be a multiple of {step} from {step} to {most} pixels for the model "
+                    f"{self.model.name}, not {value}."
+                )
         self.policy.capacity(self._chunk_slots)
 
     @property
@@ -187,9 +209,42 @@ class Plan:
         return memory_layout(self.policy, self._chunk_slots)
 
     @property
+    def _frame_tokens(self) -> int:
+        return (self.height // self.model.step) * (self.width // self.model.step)
+
+    @property
+    def chunk_operations(self) -> float:
+        """Multiplications and additions per chunk: all forwards of the transformer, and the decoder."""
+        model = self.model
+        width = model.heads * model.head_dim
+        # Self-attention has four matrices; of cross-attention's, two see the prompt, once.
+        per_token = 2 * (4 + 2) * width**2 + 4 * width * model.ffn
+        per_token += 4 * width * self.policy.capacity(self._chunk_slots) * self._frame_tokens
+        forward = model.layers * per_token * self._chunk_slots * self._frame_tokens
+        return (model.denoising_steps + 1) * forward + self._decoder_operations
+
+    @property
+    def _decoder_operations(self) -> float:
+        dims, blocks, pixels = self._decoder_shape
+        frames, total = self.model.chunk, 0.0
+        doubles = [*reversed(self.model.vae.get("temperal_downsample", (False, True, True))), False]
+        for level, dim in enumerate(dims):
+            convolutions = 2 * blocks + 4 * (level == 0)  # the middle has two blocks of its own
+            total += 2 * 27 * dim**2 * convolutions * pixels * 4**level * frames
+            frames *= 2 if doubles[min(level, len(doubles) - 1)] else 1
+        return total
+
+    def estimate_seconds(self, device: str, cores: int = 1) -> float:
+        """Seconds that making the video may take, the loading of the model not counted: a guess, from the work."""
+        speed = _SPEED[device, self.dtype] * (cores**_MORE_CORES if device == "cpu" else 1)
+        calls = (self.model.denoising_steps + 1) * self.model.layers
+        chunk = self.chunk_operations / speed + calls * _SECONDS_PER_BLOCK
+        return self.chunks * chunk + self.frames * self.height * self.width * _SECONDS_PER_PIXEL
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes that the memory holds all the time: keys as stored, keys as rotated, values, and running averages."""
-        tokens = (self.height // self.model.step) * (self.width // self.model.step)
+        tokens = self._frame_tokens
         per_token = self.model.layers * self.model.heads * self.model.head_dim
         count = 3 * self.policy.capacity(self._chunk_slots) * tokens * per_token * DTYPE_BYTES[self.dtype]
         if isinstance(self.policy, MemRoPE):
@@ -204,12 +259,17 @@ class Plan:
         return self.memory_bytes * 2 // 3 + self._decoder_values * width
 
     @property
-    def _decoder_values(self) -> int:
+    def _decoder_shape(self) -> tuple[list[int], int, int]:
+        """Channels per level, residual blocks per level, and pixels of a latent frame."""
         vae = self.model.vae
         base = int(vae.get("decoder_base_dim") or vae.get("base_dim", 96))
         dims = [base * int(m) for m in reversed(vae.get("dim_mult", (1, 2, 4, 4)))]
         blocks = int(vae.get("num_res_blocks", 2)) + 1
-        pixels = (self.height // self.model.spatial) * (self.width // self.model.spatial)
+        return dims, blocks, (self.height // self.model.spatial) * (self.width // self.model.spatial)
+
+    @property
+    def _decoder_values(self) -> int:
+        dims, blocks, pixels = self._decoder_shape
         total = 2 * 4 * dims[0] * pixels  # the middle
         for level, dim in enumerate(dims):
             total += 2 * 2 * blocks * dim * pixels * 4**level
@@ -242,6 +302,11 @@ def default_dtype(device: str) -> str:
     return "bfloat16" if device == "cuda" or (device == "cpu" and bfloat16_units()) else "float32"
 
 
+def count(number: int, thing: str) -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
 def format_bytes(count: float) -> str:
     """``4.3 MB``, with 1000 bytes to the kB."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -252,7 +317,9 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """``12.5 s`` below two minutes, ``1h02m03s`` above."""
+    """``12.5 s`` below two minutes, ``1h02m03s`` above; never 0 for a length that is not."""
+    if 0 < seconds < 0.05:
+        return f"{max(seconds, 0.001):.3f}".rstrip("0") + " s"
     if seconds < 120:
         return re.sub(r"\.0$", "", f"{seconds:.1f}") + " s"
     whole = round(seconds)

@@ -11,6 +11,7 @@ The file is then, byte for byte, the one that an uninterrupted run of 60 seconds
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longtake.lock import Lock
 from longtake.plan import frames_in
 from longtake.snapshot import read_snapshot, read_snapshot_data, write_snapshot
 
@@ -69,18 +71,43 @@ class Recorded:
                 raise ValueError(f"{video} has no snapshot {snapshot.name} beside it, so it cannot be continued.")
             return None
         data = read_snapshot_data(snapshot)
-        try:
-            size, frames = (int(data["extra"]["video"][key]) for key in ("bytes", "frames"))
-            finished = data["extra"].get("finished")
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(f"{snapshot} is a snapshot of a take that was not recorded to a file.") from None
-        there = video.stat().st_size if video.exists() else 0
+        extra: Any = data.get("extra")
+        if not isinstance(extra, dict) or "video" not in extra:
+            raise ValueError(f"{snapshot} is a snapshot of a take that was not recorded to a file.")
+        settings: Any = extra.get("settings", {})
+        finished: Any = extra.get("finished")
+        for what, value, kinds, all_of_them in (
+            ("position in the video", extra["video"], _POSITION, True),
+            ("settings", settings, _SETTINGS, False),
+            ("end", {"bytes": 0, "frames": 0} if finished is None else finished, _POSITION, True),
+        ):
+            if not _fits(value, kinds, all_of_them):
+                raise ValueError(f"{snapshot} is damaged: its {what} cannot be {json.dumps(value)[:60]}.")
+        size, frames = (extra["video"][key] for key in ("bytes", "frames"))
+        there: int = video.stat().st_size if video.exists() else 0
         if frames and not there:
             raise ValueError(f"The snapshot {snapshot.name} continues {video}, but that file is not there.")
         if frames and there < size:
             raise ValueError(f"{video} has {there} bytes, fewer than the {size} that its snapshot continues after.")
         whole = finished is not None and finished["bytes"] == there
         return cls(data, frames, finished["frames"] if whole else None)
+
+
+# What those who read snapshots again rely on; other settings may be anything.
+_SETTINGS = {"model": str, "signature": str, "device": str, "seconds": float, "every": float}
+_POSITION = {"bytes": int, "frames": int}
+
+
+def _fits(values: Any, kinds: Mapping[str, type], all_of_them: bool) -> bool:
+    """Whether a part of a snapshot is what was once written there."""
+    if not isinstance(values, dict) or (all_of_them and not {*kinds} <= {*values}):
+        return False
+    for key, kind in kinds.items():
+        value = values.get(key, kind())
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not (isinstance(value, str) if kind is str else number and (kind is float or isinstance(value, int))):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -100,12 +127,13 @@ class Recording:
         writer: of the video, with exactly the frames the take has made.
         every: seconds of video between snapshots.
         settings: anything JSON can hold, kept in the snapshots.
+        lock: of the file, given back at the end.
 
     Raises:
         ValueError: if the file and the take do not have the same number of frames.
     """
 
-    def __init__(self, take: Take, writer: VideoWriter, every: float, settings: Mapping[str, Any]) -> None:
+    def __init__(self, take: Take, writer: VideoWriter, every: float, settings: Mapping[str, Any], lock: Lock) -> None:
         if not (math.isfinite(every) and every > 0):
             raise ValueError(f"Snapshots need a positive number of seconds between them, not {every}.")
         if take.frames_done != writer.position["frames"]:
@@ -114,9 +142,10 @@ class Recording:
             )
         self.take, self.writer, self.settings = take, writer, settings
         self.path = writer.path
+        self._lock = lock
         self.fps: int = take.pipe.config.fps
         self._every = every * self.fps
-        self._snapshot_at: int | None = None  # frames of the newest snapshot written here
+        self._snapshot_at = 0  # frames of the newest snapshot written here
         self._over = False
 
     @classmethod
@@ -139,12 +168,12 @@ class Recording:
             video: ``codec`` and ``quality`` of :class:`longtake.video.VideoWriter`.
 
         Raises:
-            ValueError: if the file cannot be made so.
+            ValueError: if the file cannot be made so, or another process is writing it.
         """
         from longtake.video import VideoWriter
 
         writer = VideoWriter(path, width=take.width, height=take.height, fps=take.pipe.config.fps, **video)
-        return cls(take, writer, snapshot_every, settings or {})
+        return cls(take, writer, snapshot_every, settings or {}, Lock(path))
 
     @classmethod
     def resume(
@@ -160,11 +189,13 @@ class Recording:
 
         Raises:
             FileNotFoundError: if there is no snapshot.
-            ValueError: if snapshot, video and model do not belong together; nothing has been touched then.
+            ValueError: if snapshot, video and model do not belong together, or another process is writing the video;
+                nothing has been touched then.
         """
         from longtake.take import Take
         from longtake.video import VideoWriter
 
+        lock = Lock(path)
         found = Recorded.look(path)
         if found is None:
             raise FileNotFoundError(f"There is no snapshot {snapshot_path(path)}.")
@@ -175,10 +206,7 @@ class Recording:
         writer = VideoWriter.resume(
             path, data["extra"]["video"], width=take.width, height=take.height, fps=pipe.config.fps, **video
         )
-        recording = cls(take, writer, snapshot_every, found.settings if settings is None else settings)
-        # A finished recording's snapshot tells how long the file is, which is true no more: it is written anew.
-        recording._snapshot_at = None if "finished" in data["extra"] else found.frames
-        return recording
+        return cls(take, writer, snapshot_every, found.settings if settings is None else settings, lock)
 
     @property
     def frames(self) -> int:
@@ -194,8 +222,9 @@ class Recording:
     ) -> bool:
         """Makes chunks until the file is as long as asked, then closes it. A recording runs once.
 
-        Snapshots are taken before the first frames, then every so often, and at the end; always of a moment whose
-        frames are all in the file, so a killed process leaves something to continue at any time.
+        Snapshots are taken before the first frames (also of a resumed take: it may have been given another script or
+        length), then every so often, and at the end; always of a moment whose frames are all in the file, so
+        a killed process leaves something to continue at any time.
 
         Args:
             seconds: length of the whole video, to the nearest frame.
@@ -219,24 +248,26 @@ class Recording:
         take, decoder = self.take, self.take.decoder
         held = None
         try:
-            if self._snapshot_at is None:
+            try:
                 self._snapshot()
-            while (left := total - self.frames) > 0 and not (should_stop is not None and should_stop()):
-                if self.frames - (self._snapshot_at or 0) >= self._every:
-                    self._snapshot()
-                if decoder.frames_for(decoder.latents + take.size) - take.frames_done > left:
-                    # The last chunk will be cut. A longer take needs all of it, so it continues from before.
-                    held = (*take.state(), self.writer.position)
-                self.writer.write(take.next_chunk().to_uint8()[:left])
-                if on_chunk is not None:
-                    on_chunk(Progress(self.frames, total, self.fps))
+                while (left := total - self.frames) > 0 and not (should_stop is not None and should_stop()):
+                    if self.frames - self._snapshot_at >= self._every:
+                        self._snapshot()
+                    if decoder.frames_for(decoder.latents + take.size) - take.frames_done > left:
+                        # The last chunk will be cut. A longer take needs all of it, so it continues from before.
+                        held = (*take.state(), self.writer.position)
+                    self.writer.write(take.next_chunk().to_uint8()[:left])
+                    if on_chunk is not None:
+                        on_chunk(Progress(self.frames, total, self.fps))
+            finally:
+                self.writer.close()
+            finished = self.frames >= total
+            tensors, data, position = held or (*take.state(), self.writer.position)
+            end = {"finished": self.writer.position} if finished else {}
+            self._write(tensors, data, position, end)
+            return finished
         finally:
-            self.writer.close()
-        finished = self.frames >= total
-        tensors, data, position = held or (*take.state(), self.writer.position)
-        end = {"finished": self.writer.position} if finished else {}
-        self._write(tensors, data, position, end)
-        return finished
+            self._lock.release()
 
     def _snapshot(self) -> None:
         # The snapshot must never speak of frames that a power cut could still take.

@@ -6,6 +6,7 @@ refused before anything heavy starts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _KEY = "longtake"
+_SUM = "sha256"  # of the tensors' bytes, beside the snapshot's own data
+# What a take's data must be, where it is there.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("model", "dtype", "policy", "on_change"), str),
+    **dict.fromkeys(("seed", "height", "width", "index"), int),
+    **dict.fromkeys(("script", "memory", "decoder", "extra"), dict),
+    "prompt": (str, type(None)),
+}
 _LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself accepts
 
 
@@ -31,13 +40,16 @@ def write_snapshot(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], 
 
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    content = save(
-        {name: x.detach().cpu().contiguous() for name, x in tensors.items()},
-        metadata={_KEY: json.dumps({"format": FORMAT, **data})},
-    )
+    content = save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
+    (size,) = struct.unpack("<Q", content[:8])
+    body = memoryview(content)[8 + size :]
+    metadata = {_KEY: json.dumps({"format": FORMAT, **data}), _SUM: hashlib.sha256(body).hexdigest()}
+    header = json.dumps({"__metadata__": metadata, **json.loads(content[8 : 8 + size])}).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of 8
     try:
         with part.open("wb") as f:
-            f.write(content)
+            f.write(struct.pack("<Q", len(header)) + header)
+            f.write(body)
             f.flush()
             os.fsync(f.fileno())
         part.replace(path)
@@ -52,7 +64,7 @@ def write_snapshot(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], 
             os.close(folder)
 
 
-def _header(path: Path) -> Any:
+def read_header(path: Path) -> Any:
     """The JSON header of a safetensors file; None if it is none, or has not the length that its header says."""
     try:
         with path.open("rb") as f:
@@ -61,6 +73,8 @@ def _header(path: Path) -> Any:
                 return None
             header = json.loads(f.read(size))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            if not all(isinstance(entry, dict) for entry in header.values()):
+                return None
             return header if 8 + size + max(ends, default=0) == os.fstat(f.fileno()).st_size else None
     except (OSError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
@@ -76,16 +90,36 @@ def read_snapshot_data(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no snapshot {path}.")
-    header = _header(path)
+    header = read_header(path)
     if header is None:
         raise ValueError(f"{path} is damaged, cut off, or not a Longtake snapshot.")
     try:
         data = json.loads(header["__metadata__"][_KEY])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{path} is not a Longtake snapshot.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path} is a snapshot of another version of Longtake; this one reads format {FORMAT}.")
+    for key, kind in _TYPES.items():
+        if key in data and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
+            raise ValueError(f"{path} is damaged: its {key} is {_shown(data[key])}.")
     return data
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _check_sum(path: Path) -> None:
+    """The tensors are those that were written; raises ValueError if not."""
+    with path.open("rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8))
+        wanted = json.loads(f.read(size))["__metadata__"].get(_SUM)
+        digest = hashlib.sha256()
+        while block := f.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != wanted:
+        raise ValueError(f"{path} is damaged: its tensors are not those that were written.")
 
 
 def read_snapshot(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -94,6 +128,7 @@ def read_snapshot(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_sum(Path(path))
         with safe_open(str(path), framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}, data  # noqa: SIM118
     except (SafetensorError, OSError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from collections.abc import Iterable
 
 COLORS: dict[str, tuple[str, ...]] = {
@@ -38,7 +39,9 @@ PLACES: dict[str, tuple[str, ...]] = {
     "night": ("at night", "in the night", "in the dark"),
     "room": ("in a room", "in the room"),
 }
-_EXTRA = ("a", "an", "the", "and", "across", "through", "by", "under", "with", "is", "above", "while", "of", "to")
+_ARTICLES = ("a", "an", "the", "and")
+_FILLER = {*_ARTICLES, "over", "on", "in", "at"}
+MAX_WORDS = 23  # the text encoder was trained on 24 tokens, the end included
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -48,26 +51,32 @@ def vocabulary() -> tuple[str, ...]:
         for ways in group.values():
             for way in ways:
                 words += way.split()
-    words += ["a", "an", "the", "and"]
+    words += _ARTICLES
     return tuple(dict.fromkeys(words))
 
 
 def split_words(prompt: str) -> list[str]:
-    """The prompt's words, lower case, without punctuation."""
-    return re.findall(r"[a-z0-9']+", prompt.lower())
+    """The prompt's words in any script, lower case, without punctuation but for apostrophes inside."""
+    text = unicodedata.normalize("NFKC", prompt).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text)
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """Words of the prompt that the model has never seen, each once, in order; filler words are let pass."""
-    known = {*vocabulary(), *_EXTRA}
+    """Words of the prompt that the model has never seen, each once, in order."""
+    known = set(vocabulary())
     return list(dict.fromkeys(w for w in split_words(prompt) if w not in known))
 
 
 def content_words(prompt: str) -> list[str]:
     """Known words of the prompt that say something (not articles and the like)."""
-    filler = {*_EXTRA, "over", "on", "in", "at"}
-    known = {w for w in vocabulary() if w not in filler}
+    known = set(vocabulary()) - _FILLER
     return [w for w in split_words(prompt) if w in known]
+
+
+def words_too_many(prompt: str) -> int:
+    """How many words at the end of the prompt the model does not read, as it reads ``MAX_WORDS`` at most."""
+    pieces = sum(len(word.split("'")) for word in split_words(prompt))  # an apostrophe separates what the model reads
+    return max(0, pieces - MAX_WORDS)
 
 
 def what_it_knows() -> str:
