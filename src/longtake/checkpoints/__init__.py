@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,9 @@ def load(name: str = "pocket", dtype: Any = None, device: str = "cpu") -> LongTa
         ValueError: if there is no such model, or its weights are not exactly those it needs; names them.
     """
     folder = find_model(name)
+    # Must be there before torch is loaded. Where anything else is running, threads that wait busily make every small
+    # operation of a CPU take tens of times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from diffusers.pipelines import pipeline_utils
