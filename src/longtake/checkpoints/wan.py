@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from longtake.checkpoints.layout import some
+
 _TOP = {
     "patch_embedding": "patch_embedding",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -42,20 +44,54 @@ _WHOLE = {
     "head.modulation": "scale_shift_table",
     "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
 }
+_OLD_TOP, _OLD_BLOCK, _OLD_WHOLE = ({new: old for old, new in t.items()} for t in (_TOP, _BLOCK, _WHOLE))
 
 
-def _rename(key: str) -> str | None:
+def module_to_diffusers(name: str) -> str | None:
+    """diffusers' name of a module, ``blocks.0.attn1.to_q`` for ``blocks.0.self_attn.q``; None if Wan has none such."""
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if block is None:
+        return _TOP.get(name)
+    inner = _BLOCK.get(block[2])
+    return f"blocks.{block[1]}.{inner}" if inner else None
+
+
+def flat_to_diffusers(name: str) -> str | None:
+    """diffusers' name of a module that is written with ``_`` for every dot, as kohya's tools do, in Wan's or diffusers'
+    own names; None if there is no such module."""
+    block = re.fullmatch(r"blocks_(\d+)_(.+)", name)
+    table = _TOP if block is None else _BLOCK
+    tail = name if block is None else block[2]
+    for old, new in table.items():
+        if tail in (old.replace(".", "_"), new.replace(".", "_")):
+            return new if block is None else f"blocks.{block[1]}.{new}"
+    return None
+
+
+def to_diffusers(key: str) -> str | None:
+    """diffusers' name of a weight of the published layout; None if it has no such weight."""
     if key in _WHOLE:
         return _WHOLE[key]
     stem, _, kind = key.rpartition(".")
-    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", stem)
     if kind in ("weight", "bias"):
-        if block is None:
-            return f"{_TOP[stem]}.{kind}" if stem in _TOP else None
-        inner = _BLOCK.get(block[2])
-        return f"blocks.{block[1]}.{inner}.{kind}" if inner else None
+        module = module_to_diffusers(stem)
+        return f"{module}.{kind}" if module else None
     layer = re.fullmatch(r"blocks\.(\d+)\.modulation", key)
     return f"blocks.{layer[1]}.scale_shift_table" if layer else None
+
+
+def to_wan(key: str) -> str:
+    """The published name of a weight of ``WanTransformer3DModel``; the name itself if it has none."""
+    if key in _OLD_WHOLE:
+        return _OLD_WHOLE[key]
+    layer = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+    if layer and layer[2] == "scale_shift_table":
+        return f"blocks.{layer[1]}.modulation"
+    stem, _, kind = (layer[2] if layer else key).rpartition(".")
+    old = (_OLD_BLOCK if layer else _OLD_TOP).get(stem)
+    if old is None:
+        return key
+    return f"blocks.{layer[1]}.{old}.{kind}" if layer else f"{old}.{kind}"
 
 
 def wan_to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,9 +108,8 @@ def wan_to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: if a key is not one of the layout; names the first few.
     """
-    names = {key: _rename(key) for key in state_dict}
+    names = {key: to_diffusers(key) for key in state_dict}
     unknown = [key for key, name in names.items() if name is None]
     if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise ValueError(f"Not weights of a Wan transformer: {', '.join(unknown[:3])}{more}.")
+        raise ValueError(f"Not weights of a Wan transformer: {some(unknown)}.")
     return {name: state_dict[key] for key, name in names.items() if name is not None}
