@@ -184,7 +184,7 @@ def test_several_prompts(pipe: LongTakePipeline) -> None:
         ({"memory": "memrope:sink=-1"}, "sink"),
         ({"memory": "sliding:window=2"}, "window must be at least 3"),
         ({"memory": Sliding(4, 3)}, "window must be at least 6"),
-        ({"on_prompt_change": "forget"}, "keep, flush, recache"),
+        ({"on_prompt_change": "forget"}, "keep, recache, flush, cut"),
         ({"height": 33}, "multiples of 16"),
         ({"width": 40}, "multiples of 16"),
         ({"height": 0}, "multiples of 16"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longtake.prompts import Script, Segment, parse_duration, parse_script
+from longtake.prompts import CHANGES, Script, Segment, parse_duration, parse_script
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,55 @@ def test_characters_of_the_syntax_can_be_written() -> None:
     assert parse_script("room [101] door").segments[0].prompt == "room [101] door"
 
 
+def changes(text: str) -> list[tuple[str, str | None]]:
+    return [(s.prompt, s.change) for s in parse_script(text).segments]
+
+
+def test_a_segment_says_how_the_prompt_changes() -> None:
+    assert changes("a [1s] | [cut] b [1s] | [ Flush ]c [1s] | [keep] d [1s] | [recache] e [1s] | f") == [
+        ("a", None), ("b", "cut"), ("c", "flush"), ("d", "keep"), ("e", "recache"), ("f", None),
+    ]  # fmt: skip
+    assert CHANGES == ("keep", "recache", "flush", "cut")
+    script = parse_script("a [3s] | [cut] b [2s]", 9)
+    assert (script.at(3).change, script.at(8).change, script.at(2).change) == ("cut", "cut", None)
+
+
+def test_other_brackets_belong_to_the_prompt() -> None:
+    text = r"[wide shot] a dog [1s] | \[cut] paper [1s] | [cutt] b [1s] | a [cut] c [1s] | [cut] \[flush] d"
+    assert changes(text) == [
+        ("[wide shot] a dog", None), ("[cut] paper", None), ("[cutt] b", None), ("a [cut] c", None),
+        ("[flush] d", "cut"),
+    ]  # fmt: skip
+    assert changes(r"\[cut] paper") == [("[cut] paper", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[cut] a [1s] | b", r"first segment .*\\\[cut\]"),
+        ("[keep] a", "first segment"),
+        ("a [1s] | [cut]", "no prompt"),
+        ("a [1s] | [cut] [2s]", "no prompt"),
+        ("a [1s] | [cut] [flush] b", "one way to change only"),
+        ("a [1s] | b [cut]", "no duration"),
+    ],
+)
+def test_changes_refused_in_one_sentence(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        parse_script(text)
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def test_changes_that_do_not_exist() -> None:
+    for odd in ("jump", "", 3, [], "CUT"):
+        with pytest.raises(ValueError, match="one of keep, recache, flush, cut"):
+            Segment("a", 1, None, odd)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="first segment"):
+        Script((Segment("a", 0, None, "cut"),))
+    old = {"segments": [{"prompt": "a", "start": 0.0, "end": 1.0}, {"prompt": "b", "start": 1.0, "end": None}]}
+    assert Script.from_dict(old) == parse_script("a [1s] | b")
+
+
 def test_at() -> None:
     script = parse_script("a [0.3s] | b [10s] | c [5s]")
     assert [script.at(t).prompt for t in (0, 0.29, 0.3, 0.1 + 0.1 + 0.1, 10.29, 10.3, 15.3, 99)] == list("aabbbccc")
@@ -139,7 +188,8 @@ def test_scripts_that_make_no_sense() -> None:
 
 
 # Mostly characters that mean something, so that the odd corners come up.
-prompts = st.one_of(st.text(alphabet="ab1.s[]|\\ -m", max_size=12), st.text(max_size=20)).filter(lambda t: t.split())
+pieces = st.one_of(st.text(alphabet="ab1.s[]|\\ -m", max_size=12), st.sampled_from(["[cut]", "[ keep ]", "[FLUSH] "]))
+prompts = st.one_of(st.lists(pieces, max_size=3).map("".join), st.text(max_size=20)).filter(lambda t: t.split())
 
 
 @st.composite
@@ -149,7 +199,8 @@ def scripts(draw: st.DrawFn) -> Script:
     for index in range(count):
         end = start + draw(st.integers(1, 10**9))
         endless = count == 1 and index == 0 and draw(st.booleans())
-        segments.append(Segment(draw(prompts), start / 1000, None if endless else end / 1000))
+        change = draw(st.sampled_from([None, *CHANGES])) if index else None
+        segments.append(Segment(draw(prompts), start / 1000, None if endless else end / 1000, change))
         start = end
     return Script(tuple(segments))
 
@@ -160,7 +211,10 @@ def test_text_and_json_say_everything(script: Script) -> None:
     assert Script.from_dict(json.loads(json.dumps(script.to_dict()))) == script
 
 
-@given(st.text(alphabet="ab1.s[]|\\ -m0", max_size=30), st.one_of(st.none(), st.floats()))
+@given(
+    st.lists(st.one_of(st.text(alphabet="ab1.s[]|\\ -m0", max_size=30), st.just("[cut]"))).map("".join),
+    st.one_of(st.none(), st.floats()),
+)
 def test_any_text_gives_a_script_or_one_sentence(text: str, seconds: float | None) -> None:
     try:
         script = parse_script(text, seconds)

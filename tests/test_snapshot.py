@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from longtake.pipeline import LongTakePipeline
+from longtake.prompts import CHANGES
 from longtake.snapshot import read_snapshot_data
 from longtake.take import Chunk, Take
 from tests.helpers_pipeline import (
@@ -31,7 +32,7 @@ def pipe() -> LongTakePipeline:
     return build()
 
 
-@pytest.mark.parametrize("on_change", ["keep", "flush", "recache"])
+@pytest.mark.parametrize("on_change", CHANGES)
 @pytest.mark.parametrize("memory", ALL_MEMORIES)
 def test_stopped_and_resumed_after_every_chunk(memory: str, on_change: str, tmp_path: Path) -> None:
     """Each time by another pipeline object, past two changes of prompt and until the largest memory is full."""
@@ -137,13 +138,37 @@ def test_a_snapshot_that_lacks_a_part_is_refused(pipe: LongTakePipeline, tmp_pat
         if name.startswith("memory."):
             with pytest.raises(ValueError):
                 Take.from_state(pipe, {k: v for k, v in tensors.items() if k != name}, data)
-    for name in data:
+    for name in {*data} - {"skip"}:  # which older ones do not have
         with pytest.raises(ValueError):
             Take.from_state(pipe, tensors, {k: v for k, v in data.items() if k != name})
     with pytest.raises(ValueError, match="memory with"):
         Take.from_state(pipe, tensors, {**data, "policy": "memrope:recent=9"})
     with pytest.raises(ValueError, match="decoder state"):
         Take.from_state(pipe, {k: v for k, v in tensors.items() if not k.startswith("decoder.")}, data)
+
+
+@pytest.mark.parametrize("on_change", ["keep", "recache"])
+def test_a_snapshot_of_an_older_version_goes_on(pipe: LongTakePipeline, on_change: str) -> None:
+    """Without what has come since: given pasts, cuts, changes per segment, and latents where none were needed."""
+    take = pipe.start(SCRIPT, on_prompt_change=on_change)
+    run(take, 2)
+    tensors, data = take.state()
+    old = {k: v for k, v in data.items() if k != "skip"}
+    old["memory"] = {k: v for k, v in data["memory"].items() if k != "cut"}
+    old["script"] = {"segments": [{k: s[k] for k in ("prompt", "start", "end")} for s in data["script"]["segments"]]}
+    if on_change == "keep":
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("last.")}
+    old = json.loads(json.dumps(old))
+    resumed = Take.from_state(pipe, tensors, old)
+    assert same(run(resumed, 6), run(take, 6))
+    resumed = Take.from_state(pipe, tensors, old)
+    resumed.say("a green star", "recache")  # with what there is
+    run(resumed, 1)
+    again = Take.from_state(pipe, *resumed.state())
+    assert same(run(again, 2), run(resumed, 2))
+    if on_change == "recache":
+        with pytest.raises(ValueError, match="do not belong"):
+            Take.from_state(pipe, {k: v for k, v in tensors.items() if k != "last.1"}, old)
 
 
 ODD: tuple[Any, ...] = (None, "x", "3", 1.5, True, [], {}, [[1]], -1, 10**30)

@@ -16,14 +16,20 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from longtake.memory.policy import MemoryPolicy
+from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
+from longtake.placement import groups_of
 
 
 class _Binding:
     """Which memory the processors of one transformer serve at the moment."""
 
     def __init__(self) -> None:
-        self.memory: Memory | None = None
+        self.memory: Memory | SplitMemory | None = None
+
+    def at(self, layer: int) -> tuple[Memory | None, int]:
+        """The memory that holds a layer, and the layer's number in it."""
+        return self.memory.part(layer) if isinstance(self.memory, SplitMemory) else (self.memory, layer)
 
 
 class MemoryAttnProcessor(WanAttnProcessor):
@@ -43,7 +49,7 @@ class MemoryAttnProcessor(WanAttnProcessor):
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        memory = self.binding.memory
+        memory, layer = self.binding.at(self.layer)
         # Image-conditioned cross-attention has keys of its own; the stock processor knows them.
         if memory is None or (self.cross and (encoder_hidden_states is None or attn.add_k_proj is not None)):
             stock: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
@@ -51,11 +57,11 @@ class MemoryAttnProcessor(WanAttnProcessor):
         if self.cross:
             assert encoder_hidden_states is not None
             query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-            key, value = self._prompt(attn, memory, encoder_hidden_states)
+            key, value = _prompt(attn, memory, layer, encoder_hidden_states)
         else:
             query, key, value = _self_projections(attn, hidden_states)
-            memory.policy.observe(memory, self.layer, query, key)
-            key, value = memory.update(self.layer, key, value)
+            memory.policy.observe(memory, layer, query, key)
+            key, value = memory.update(layer, key, value)
             query = memory.query(query)
         out = dispatch_attention_fn(
             query,
@@ -71,19 +77,21 @@ class MemoryAttnProcessor(WanAttnProcessor):
         projected: Tensor = attn.to_out[1](attn.to_out[0](out))
         return projected
 
-    def _prompt(self, attn: Any, memory: Memory, text: Tensor) -> tuple[Tensor, Tensor]:
-        # Under autograd the cache would either cut the gradient or hold on to an old graph.
-        caching = not torch.is_grad_enabled()
-        held = memory.prompt[self.layer] if caching else None
-        if held is None:
-            if getattr(attn, "fused_projections", False):
-                key, value = attn.to_kv(text).chunk(2, dim=-1)
-            else:
-                key, value = attn.to_k(text), attn.to_v(text)
-            held = (attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1)))
-            if caching:
-                memory.prompt[self.layer] = held
-        return held
+
+def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the text in one layer: [batch, text tokens, heads, head_dim] each, kept until it changes."""
+    # Under autograd the cache would either cut the gradient or hold on to an old graph.
+    caching = not torch.is_grad_enabled()
+    held = memory.prompt[layer] if caching else None
+    if held is None:
+        if getattr(attn, "fused_projections", False):
+            key, value = attn.to_kv(text).chunk(2, dim=-1)
+        else:
+            key, value = attn.to_k(text), attn.to_v(text)
+        held = (attn.norm_k(key).unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1)))
+        if caching:
+            memory.prompt[layer] = held
+    return held
 
 
 def _self_projections(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +126,7 @@ def _binding(transformer: Any) -> _Binding | None:
 
 
 @contextmanager
-def attending(transformer: Any, memory: Memory) -> Iterator[Memory]:
+def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory | SplitMemory]:
     """Forwards of ``transformer`` inside attend to ``memory``; installs the processors if need be.
 
     Takes share a transformer by taking turns: bind, run a forward or a chunk, leave.
@@ -153,15 +161,15 @@ def memory_for(
     functional: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> Memory:
-    """A memory that fits a transformer.
+) -> Memory | SplitMemory:
+    """A memory that fits a transformer: in parts, each where its layers are, if ``longtake.placement`` has split it.
 
     Args:
         transformer: a ``WanTransformer3DModel``.
         policy: which frames stay.
         height, width: of the latents, before patching.
         batch, chunk, functional: see ``Memory``; ``chunk`` in latent frames.
-        device, dtype: the transformer's unless given.
+        device, dtype: the transformer's unless given; a split transformer's memory is where its layers are.
 
     Raises:
         ValueError: if the latents cannot be cut into patches, or the policy has no room for a chunk.
@@ -170,15 +178,20 @@ def memory_for(
     steps, rows, columns = config.patch_size
     if chunk % steps or height % rows or width % columns:
         raise ValueError(f"Latents of {chunk} x {height} x {width} do not divide into patches {config.patch_size}.")
-    return Memory(
-        policy,
-        num_layers=config.num_layers,
-        heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        grid=(height // rows, width // columns),
-        batch=batch,
-        chunk=chunk // steps,
-        device=transformer.device if device is None else device,
-        dtype=transformer.dtype if dtype is None else dtype,
-        functional=functional,
-    )
+    whole = (config.num_layers, torch.device(transformer.device if device is None else device))
+    parts = [
+        Memory(
+            policy,
+            num_layers=layers,
+            heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            grid=(height // rows, width // columns),
+            batch=batch,
+            chunk=chunk // steps,
+            device=where,
+            dtype=transformer.dtype if dtype is None else dtype,
+            functional=functional,
+        )
+        for layers, where in groups_of(transformer) or [whole]
+    ]
+    return parts[0] if len(parts) == 1 else SplitMemory(parts)

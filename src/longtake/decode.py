@@ -11,6 +11,13 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 _REPEAT = "Rep"  # what diffusers leaves in the cache of a temporal upsampler after the first latent
 
 
+def awaken(vae: Any) -> None:
+    """Brings an offloaded autoencoder to its device, as its own ``encode`` and ``decode`` would."""
+    hook = getattr(vae, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(vae)
+
+
 class StreamingDecoder:
     """Turns latents into frames as they come, with an ``AutoencoderKLWan`` that stays untouched.
 
@@ -50,9 +57,7 @@ class StreamingDecoder:
         Returns:
             Float32 frames ``[frames, 3, height * 8, width * 8]`` in [0, 1].
         """
-        hook = getattr(self.vae, "_hf_hook", None)
-        if hook is not None and hasattr(hook, "pre_forward"):
-            hook.pre_forward(self.vae)  # brings an offloaded autoencoder to its device, as `vae.decode` would
+        awaken(self.vae)
         parameter = next(self.vae.decoder.parameters())
         if self._spread.device != parameter.device:  # once: a copy in every chunk would make the host wait
             self._spread, self._center = self._spread.to(parameter.device), self._center.to(parameter.device)

@@ -26,11 +26,14 @@ from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
+from longtake import placement
 from longtake.memory import MemoryPolicy, parse_memory
+from longtake.pictures import to_clip, to_picture
 from longtake.prompts import Script, parse_script
 from longtake.snapshot import read_snapshot
 from longtake.take import Chunk, Take
 from longtake.text import encode_text, text_length
+from longtake.transfer import send
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 _ALIGNMENT = 64  # bytes; where PyTorch itself places tensors
@@ -46,6 +49,17 @@ def _adapters(module: torch.nn.Module) -> str:
             scales = [(key, float(scaling[key])) for key in used if key in scaling]
             states.append((name, scales, list(layer.merged_adapters)))
     return json.dumps(states) if states else ""
+
+
+def _gathered(samples: list[torch.Tensor]) -> torch.Tensor:
+    """One tensor on the CPU, with one copy per device that they are on."""
+    parts: list[torch.Tensor] = [*samples]
+    for device in {x.device for x in samples}:
+        here = [i for i, x in enumerate(samples) if x.device == device]
+        pieces = torch.cat([samples[i] for i in here]).cpu().split([len(samples[i]) for i in here])
+        for i, piece in zip(here, pieces, strict=True):
+            parts[i] = piece
+    return torch.cat(parts)
 
 
 @dataclass
@@ -112,23 +126,26 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return float(config.get("shift") or config.get("flow_shift") or 5.0)
 
     def device_of(self, name: str) -> torch.device:
-        """Where a part runs: the execution device under offloading, its own otherwise."""
-        if getattr(getattr(self, name), "_hf_hook", None) is not None:
+        """Where a part takes its input: the execution device under offloading, its own (the first one, if it is split)
+        otherwise."""
+        part = getattr(self, name)
+        if getattr(part, "_hf_hook", None) is not None:
             return torch.device(self._execution_device)
-        return torch.device(getattr(self, name).device)
+        return placement.device_of(part)
 
     def align(self) -> None:
         """Copies weights that lie at odd addresses in the CPU's memory, as those mapped from a file do: there, other
         kernels run, with other last bits, and a saved and loaded model would not make the same video."""
         for name, part in self.components.items():
-            if isinstance(part, torch.nn.Module) and self.device_of(name).type == "cpu":
+            if isinstance(part, torch.nn.Module) and (self.device_of(name).type == "cpu" or placement.groups_of(part)):
                 for weight in (*part.parameters(), *part.buffers()):
-                    if type(weight.data) is torch.Tensor and weight.data_ptr() % _ALIGNMENT:
+                    plain = type(weight.data) is torch.Tensor and weight.device.type == "cpu"
+                    if plain and weight.data_ptr() % _ALIGNMENT:
                         weight.data = weight.data.clone()
 
     def fingerprint(self) -> str:
-        """Identifies all that a video depends on: configurations, words, a few values of every weight tensor, and which
-        LoRA adapters are on, at which scale."""
+        """Identifies all that a video depends on: configurations, words, a few values of every weight tensor (as it
+        is stored), and which LoRA adapters are on, at which scale. Where the parts are placed does not matter."""
         # Not kept: parts can be replaced and LoRA weights loaded at any time.
         digest = hashlib.sha256()
         settings = {k: self.config[k] for k in ("denoising_steps", "chunk_frames", "fps")}
@@ -142,13 +159,14 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             for name, parameter in sorted(module.state_dict().items()):
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
                 samples.append(parameter.flatten()[:: max(1, parameter.numel() // 8)][:8].float())
-            digest.update(torch.cat(samples).cpu().numpy().tobytes())
+            digest.update(_gathered(samples).numpy().tobytes())
             digest.update(_adapters(module).encode())
         return digest.hexdigest()[:32]
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> torch.Tensor:
-        """Text embedding ``[1, tokens, dim]`` of one prompt. Warns if the prompt is too long to be read whole.
+        """Text embedding ``[1, tokens, dim]`` of one prompt, where the transformer takes it. Warns if the prompt is too
+        long to be read whole.
 
         Raises:
             ValueError: if the prompt is empty, or the tokenizer knows none of its words.
@@ -157,7 +175,10 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         length, limit = len(self.tokenizer(text)["input_ids"]), text_length(self.tokenizer)
         if length > limit:
             warnings.warn(f"Only the first {limit} of the prompt's {length} tokens are read.", stacklevel=2)
-        return encode_text(self.tokenizer, self.text_encoder, [text], self.device_of("text_encoder"))
+        embedding = placement.with_text_encoder(
+            self, lambda device: encode_text(self.tokenizer, self.text_encoder, [text], device)
+        )
+        return send(embedding, self.device_of("transformer"))
 
     def _clean(self, prompt: str) -> str:
         text: str = prompt_clean(prompt)
@@ -197,16 +218,29 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
         on_prompt_change: str = "keep",
+        image: Any = None,
+        video: Any = None,
+        on_past: Callable[[int, int], None] | None = None,
     ) -> Take:
         """Begins a take; nothing is generated yet.
 
+        With ``image`` the video starts with that picture (as the autoencoder gives it back); with ``video`` it goes on
+        where that one ends, and what the take gives is only what comes after. Both are read into the memory under the
+        first prompt. Models trained on text to video alone were never asked for this. They take up what a video shows
+        as if they had made it themselves, the better the more it looks like theirs; a still they may hold for a while
+        or leave at once. A prompt that says what is to be seen helps in both cases.
+
         Args:
-            prompt: a prompt, or prompts over time: ``"a red ball [10s] | a blue ball [5s]"``; the
+            prompt: a prompt, or prompts over time: ``"a red ball [10s] | [cut] a blue ball [5s]"``; the
                 last goes on for as long as the take does.
             memory: a policy or its name with settings, e.g. ``"memrope:recent=4"``.
             seed: of all noise.
             height, width: in pixels; the model's own size by default.
-            on_prompt_change: ``keep``, ``flush`` or ``recache``; see :class:`Take`.
+            on_prompt_change: ``keep``, ``recache``, ``flush`` or ``cut``; see :class:`Take`.
+            image: a file, a PIL image or an array ``[height, width, 3]``; resized to cover, cropped in the middle.
+            video: a file (at any rate), or frames at the model's rate: an array ``[frames, height, width, 3]`` or a
+                list of what ``image`` takes. A file is read in constant memory. See :meth:`Take.begin_from_video`.
+            on_past: called with the number of chunks read and of all, while ``video`` is.
 
         Raises:
             ValueError: for anything that cannot work, in one sentence.
@@ -217,7 +251,17 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             self._clean(segment.prompt)
         height = self.config.default_size[0] if height is None else height
         width = self.config.default_size[1] if width is None else width
-        return Take(self, script, policy, seed, height, width, on_prompt_change)
+        if image is not None and video is not None:
+            raise ValueError("A take starts from an image or from a video: give one of them.")
+        self.check_size(height, width)
+        picture = None if image is None else to_picture(image, height, width)
+        clip = None if video is None else to_clip(video, height, width, self.config.fps)
+        take = Take(self, script, policy, seed, height, width, on_prompt_change)
+        if picture is not None:
+            take.begin_from_picture(picture)
+        if clip is not None:
+            take.begin_from_video(clip, on_chunk=on_past)
+        return take
 
     def resume(self, path: str | os.PathLike[str]) -> Take:
         """Continues a take from its snapshot, bit for bit as if it had never stopped.
@@ -230,7 +274,7 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return Take.from_state(self, tensors, data)
 
     def chunks_for(self, frames: int) -> int:
-        """How many chunks give at least this many frames."""
+        """How many chunks give at least this many frames, without a given past (with one: ``take.chunks_until``)."""
         temporal = self.vae.config.scale_factor_temporal
         latents = 1 + math.ceil(max(frames - 1, 0) / temporal)
         return math.ceil(latents / self.config.chunk_frames)
@@ -240,9 +284,10 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         Settings are those of :meth:`start`.
         """
-        count = None if seconds is None else self.chunks_for(self._frames(seconds))
+        frames = None if seconds is None else self._frames(seconds)
         script = parse_script(prompt, seconds) if isinstance(prompt, str) else prompt
-        return self.start(script, **settings).chunks(count)
+        take = self.start(script, **settings)
+        return take.chunks(None if frames is None else take.chunks_until(frames))
 
     def _frames(self, seconds: float) -> int:
         if not (math.isfinite(seconds) and seconds > 0):
@@ -260,6 +305,8 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         on_prompt_change: str = "keep",
+        image: Any = None,
+        video: Any = None,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_chunk_end: Callable[[LongTakePipeline, Chunk], None] | None = None,
@@ -269,7 +316,8 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Args:
             prompt: a prompt, a script, or a list of prompts, made one after the other.
             seconds: length of the video; the script's own if it has one, else 5.
-            height, width, memory, on_prompt_change: as in :meth:`start`.
+            height, width, memory, on_prompt_change, image, video: as in :meth:`start`. The result starts with the
+                image, and with what comes after the video; for ``latent``, with the chunk that holds the image.
             seed: of all noise; 0 by default.
             generator: the diffusers way to give a seed: its initial seed is used.
             output_type: ``np``, ``pt``, ``pil`` or ``latent``.
@@ -293,10 +341,11 @@ class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
             if length is None:
                 raise ValueError("A script without an end needs seconds.")
             frames = self._frames(length)
-            take = self.start(script, memory, seed, height, width, on_prompt_change)
+            take = self.start(script, memory, seed, height, width, on_prompt_change, image, video)
             parts = []
-            with self.progress_bar(total=self.chunks_for(frames)) as bar:
-                for chunk in take.chunks(self.chunks_for(frames)):
+            count = take.chunks_until(frames)
+            with self.progress_bar(total=count) as bar:
+                for chunk in take.chunks(count):
                     parts.append(chunk.latents[0].transpose(0, 1) if output_type == "latent" else chunk.video)
                     if callback_on_chunk_end is not None:
                         callback_on_chunk_end(self, chunk)

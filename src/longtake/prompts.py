@@ -4,6 +4,12 @@
 
 Segments are separated by ``|`` and end with their duration in brackets. ``\\|`` and ``\\[`` stand for the characters
 themselves. Times are kept to the millisecond; runs of white space count as one space.
+
+A segment after others may begin with what becomes of the past when it begins, one of :data:`CHANGES` in brackets:
+
+    a red ball rolls over a meadow [10s] | [cut] a blue ball bounces on snow [20s]
+
+Other words in brackets at the beginning are part of the prompt (``[wide shot] a dog``), and so is ``\\[cut]``.
 """
 
 from __future__ import annotations
@@ -11,8 +17,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+CHANGES = ("keep", "recache", "flush", "cut")
+"""What a new prompt can do to the past; see ``docs/memories.md`` and :class:`longtake.take.Take`."""
 
 _ACCEPTED = "write a duration like [10s], [1.5s], [2m], [1m30s] or [500ms]"
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
@@ -24,6 +33,8 @@ _LONGEST = 366 * 24 * 3_600_000  # milliseconds; far below where floats stop bei
 _END = re.compile(r"(?<!\\)\[([^\[\]]*)\]\s*$")
 # Looser than what is accepted: whoever writes [-5s] or [5s3m] in the middle of a prompt meant a duration.
 _ALIKE = re.compile(rf"(?<!\\)\[\s*[-+]?\s*(?:(?:{_NUMBER}|nan|inf)\s*(?:ms|s|m|h)\s*)+\]", re.IGNORECASE)
+
+_CHANGE = re.compile(rf"\[\s*({'|'.join(CHANGES)})\s*\]\s*", re.IGNORECASE)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -56,13 +67,17 @@ def parse_duration(text: str | float) -> float:
 class Segment:
     """One prompt and when it holds: from `start` to `end` in seconds, or without end if that is None.
 
+    `change` is what becomes of the past when it begins, one of :data:`CHANGES`, or None for the take's own way. Given
+    one, the change happens even if the prompt is the one before.
+
     Raises:
-        ValueError: an empty prompt, a negative start, or an end that is not after the start.
+        ValueError: an empty prompt, a negative start, an end that is not after the start, or an unknown change.
     """
 
     prompt: str
     start: float
     end: float | None = None
+    change: str | None = None
 
     def __post_init__(self) -> None:
         prompt = " ".join(self.prompt.split())
@@ -74,6 +89,8 @@ class Segment:
             object.__setattr__(self, name, None if time is None else _milliseconds(time) / 1000)
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"A segment must end after it starts, not go from {self.start}s to {self.end}s.")
+        if self.change is not None and self.change not in CHANGES:
+            raise ValueError(f"A prompt change is one of {', '.join(CHANGES)}, not {self.change!r}.")
         object.__setattr__(self, "prompt", prompt)
 
 
@@ -82,7 +99,8 @@ class Script:
     """Prompts that follow one another without a gap, the first from 0 seconds on.
 
     Raises:
-        ValueError: no segments, or segments that leave gaps, overlap or follow one without end.
+        ValueError: no segments, segments that leave gaps, overlap or follow one without end, or a first segment
+            that says how to change from what was before it.
     """
 
     segments: tuple[Segment, ...]
@@ -91,6 +109,11 @@ class Script:
         object.__setattr__(self, "segments", tuple(self.segments))
         if not self.segments:
             raise ValueError("A script needs at least one prompt.")
+        if (change := self.segments[0].change) is not None:
+            raise ValueError(
+                f"The first segment of a script follows nothing, so it cannot begin with [{change}]: "
+                rf"leave that out, or write \[{change}] if it belongs to the prompt."
+            )
         expected: float | None = 0.0
         for segment in self.segments:
             if segment.start != expected:
@@ -124,17 +147,17 @@ class Script:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, texts and numbers, for JSON."""
-        return {"segments": [{"prompt": s.prompt, "start": s.start, "end": s.end} for s in self.segments]}
+        return {"segments": [asdict(segment) for segment in self.segments]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Script:
-        """The script that `to_dict` made this of.
+        """The script that `to_dict` made this of; older versions wrote no `change`.
 
         Raises:
             ValueError: it did not.
         """
         try:
-            return cls(tuple(Segment(s["prompt"], s["start"], s["end"]) for s in data["segments"]))
+            return cls(tuple(Segment(s["prompt"], s["start"], s["end"], s.get("change")) for s in data["segments"]))
         except (KeyError, TypeError, AttributeError):
             raise ValueError("A saved script must be a list of segments with prompt, start and end.") from None
 
@@ -144,9 +167,13 @@ def _format_segment(segment: Segment) -> str:
     # Brackets stay as they are where nothing would read them as a duration or as escaped.
     read = {match.start() for match in _ALIKE.finditer(prompt)}
     read |= {match.end() - 1 for match in re.finditer(r"\\\[", prompt)}
+    if _CHANGE.match(prompt):
+        read.add(0)
     if segment.end is None:
         read |= {match.start() for match in _END.finditer(prompt)}
     text = "".join("\\" + char if char == "|" or index in read else char for index, char in enumerate(prompt))
+    if segment.change is not None:
+        text = f"[{segment.change}] {text}"
     if segment.end is None:
         return text
     length = _milliseconds(segment.end) - _milliseconds(segment.start)
@@ -158,9 +185,17 @@ def _shown(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else prompt[:37] + "...")
 
 
-def _parse_segment(text: str) -> tuple[str, int | None]:
-    """Prompt and milliseconds of one segment."""
+def _parse_segment(text: str) -> tuple[str, int | None, str | None]:
+    """Prompt, milliseconds and change of one segment."""
     text = " ".join(text.split())
+    change = None
+    if began := _CHANGE.match(text):
+        change, text = began[1].lower(), text[began.end() :]
+        if again := _CHANGE.match(text):
+            raise ValueError(
+                rf"A segment can begin with one way to change only, not with '{began[0].strip()} {again[0].strip()}'; "
+                rf"write \{again[0].strip()} if that belongs to the prompt."
+            )
     found = _END.search(text)
     length = None
     if found:
@@ -181,14 +216,15 @@ def _parse_segment(text: str) -> tuple[str, int | None]:
     prompt = re.sub(r"\\([|\[])", r"\1", text)
     if not prompt:
         raise ValueError(f"A segment has no prompt: write 'a red ball [10s] | a blue ball [5s]', and {_ACCEPTED}.")
-    return prompt, length
+    return prompt, length, change
 
 
 def parse_script(text: str, seconds: float | None = None, *, default_seconds: float | None = None) -> Script:
     """Reads a script.
 
     Args:
-        text: segments separated by ``|``, each a prompt with its duration in brackets.
+        text: segments separated by ``|``, each a prompt with its duration in brackets, all but the first with a
+            change in brackets before it if wanted.
         seconds: length of the whole. The last segment then needs no duration: it lasts to the end, or is cut there.
         default_seconds: length of a single prompt that has no duration when there is no `seconds`; a last segment
             after others must then have one. With None, a script whose last segment has no duration has no end.
@@ -197,7 +233,7 @@ def parse_script(text: str, seconds: float | None = None, *, default_seconds: fl
         ValueError: one sentence that says what is wrong and what would be accepted.
     """
     parts = [_parse_segment(part) for part in re.split(r"(?<!\\)\|", text)]
-    for prompt, length in parts[:-1]:
+    for prompt, length, _ in parts[:-1]:
         if length is None:
             raise ValueError(f"The segment {_shown(prompt)} needs a duration, as others follow it: {_ACCEPTED}.")
     whole = None if seconds is None else _milliseconds(parse_duration(seconds))
@@ -209,7 +245,7 @@ def parse_script(text: str, seconds: float | None = None, *, default_seconds: fl
         if default_seconds is not None:
             whole = _milliseconds(parse_duration(default_seconds))
     segments, start = [], 0
-    for index, (prompt, length) in enumerate(parts):
+    for index, (prompt, length, change) in enumerate(parts):
         if whole is not None and start >= whole:
             raise ValueError(
                 f"The segment {_shown(prompt)} would never be shown, as it starts at {start / 1000:g}s and the length "
@@ -217,6 +253,6 @@ def parse_script(text: str, seconds: float | None = None, *, default_seconds: fl
             )
         last = index == len(parts) - 1
         end = whole if last and whole is not None else None if length is None else start + length
-        segments.append(Segment(prompt, start / 1000, None if end is None else end / 1000))
+        segments.append(Segment(prompt, start / 1000, None if end is None else end / 1000, change))
         start = end or 0
     return Script(tuple(segments))

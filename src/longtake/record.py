@@ -161,7 +161,7 @@ class Recording:
         """Records a new take; a file that is there is replaced with the first frames.
 
         Args:
-            take: fresh from ``pipe.start``.
+            take: fresh from ``pipe.start``; with a given past, too.
             path: of the video (MP4). The snapshot lies beside it, see :func:`snapshot_path`.
             snapshot_every: seconds of video.
             settings: anything JSON can hold, to be found in :class:`Recorded` later.
@@ -245,7 +245,7 @@ class Recording:
             raise ValueError(f"The recording {self.path} is over; resume it to make it longer.")
         self._over = True
         total = frames_in(seconds, self.fps)
-        take, decoder = self.take, self.take.decoder
+        take = self.take
         held = None
         try:
             try:
@@ -253,7 +253,7 @@ class Recording:
                 while (left := total - self.frames) > 0 and not (should_stop is not None and should_stop()):
                     if self.frames - self._snapshot_at >= self._every:
                         self._snapshot()
-                    if decoder.frames_for(decoder.latents + take.size) - take.frames_done > left:
+                    if take.frames_in(take.index + 1) - take.frames_done > left:
                         # The last chunk will be cut. A longer take needs all of it, so it continues from before.
                         held = (*take.state(), self.writer.position)
                     self.writer.write(take.next_chunk().to_uint8()[:left])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,19 @@ import torch
 
 from longtake.attention import attending, memory_for
 from longtake.decode import StreamingDecoder
-from longtake.memory import PROMPT_CHANGES, MemoryPolicy, parse_memory
-from longtake.prompts import Script
+from longtake.encode import StreamingEncoder
+from longtake.memory import PROMPT_CHANGES, MemoryPolicy
+from longtake.pictures import portions
+from longtake.prompts import CHANGES, Script, Segment, parse_script
 from longtake.sampling import FewStepSchedule, chunk_noise
 from longtake.snapshot import write_snapshot
+from longtake.take_state import state_of, take_of
 from longtake.transfer import send
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
 
-ON_CHANGE = (*PROMPT_CHANGES, "recache")
-_RECACHED_CHUNKS = 2
+RECACHED_CHUNKS = 2
 
 
 @dataclass
@@ -31,8 +34,8 @@ class Chunk:
     """What one step of a take gives.
 
     Attributes:
-        index: number of the chunk, from 0.
-        first_frame: index of its first frame in the take.
+        index: number of the chunk, from 0; a given video's chunks count.
+        first_frame: index of its first frame in the take; a given video's frames do not count.
         prompt: what was asked for.
         latents: ``[1, channels, chunk, height, width]``, normalised.
         video: float32 ``[frames, 3, height, width]`` in [0, 1].
@@ -59,15 +62,25 @@ class Take:
     An exception in the middle of a chunk (an interrupt from the keyboard too) leaves its parts out of step. Such a take
     refuses to go on: resume from its last snapshot.
 
+    A take may begin with a given past, see :meth:`begin_from_picture` and :meth:`begin_from_video`. All frames and
+    seconds, those of the script too, count from the first frame that the take gives.
+
     Args:
         pipe: the pipeline whose parts it uses; several takes may share one, in turns.
         script: what is said when.
         policy: what is remembered.
         seed: of all noise.
         height, width: of the video in pixels.
-        on_change: what a new prompt does to the past: ``keep`` nothing, ``flush`` forgets all but the sinks and the
-            last two frames (Infinity-RoPE), ``recache`` reads the last two chunks again under the new prompt
-            (LongLive).
+        on_change: what a new prompt does to the past, where its segment does not say: ``keep`` nothing, ``recache``
+            reads the last two chunks again under the new prompt (LongLive), ``flush`` forgets all but the sinks and
+            the last two frames (Infinity-RoPE), ``cut`` does that too and lets the next chunk stand far away in time
+            (Infinity-RoPE's RoPE cut).
+
+    Attributes:
+        skip: frames at the beginning, decoded and not given to anybody: those of a given past.
+
+    Raises:
+        ValueError: if the size, the memory or ``on_change`` cannot be.
     """
 
     def __init__(
@@ -80,8 +93,8 @@ class Take:
         width: int,
         on_change: str = "keep",
     ) -> None:
-        if on_change not in ON_CHANGE:
-            raise ValueError(f"A prompt change is one of {', '.join(ON_CHANGE)}, not {on_change!r}.")
+        if on_change not in CHANGES:
+            raise ValueError(f"A prompt change is one of {', '.join(CHANGES)}, not {on_change!r}.")
         self.pipe, self.script, self.policy, self.seed, self.on_change = pipe, script, policy, seed, on_change
         self.height, self.width = height, width
         pipe.check_size(height, width)
@@ -94,60 +107,177 @@ class Take:
             pipe.transformer, policy, rows, columns, chunk=self.size, device=pipe.device_of("transformer")
         )
         self.decoder = StreamingDecoder(pipe.vae)
-        self.index = 0
+        self.index = self.skip = 0
         # On the device, one per denoising step and zero for the commit: made here, a chunk waits for none of them.
         times = torch.cat([self.schedule.timesteps, torch.zeros(1)])
-        self._times = send(times, self.memory.keys.device).split(1)
-        self._prompt: str | None = None  # of the last chunk
+        self._times = send(times, self.memory.device).split(1)
+        self.prompt: str | None = None  # of the last chunk
         self._embedding: tuple[str, torch.Tensor] | None = None
         self._broken = False
-        self._last: deque[torch.Tensor] = deque(maxlen=_RECACHED_CHUNKS if on_change == "recache" else 0)
+        # Always kept, as any segment may ask for "recache".
+        self.last: deque[torch.Tensor] = deque(maxlen=RECACHED_CHUNKS)
+        self.given: torch.Tensor | None = None  # latents of the first chunk, if they need not be made
+
+    def frames_in(self, chunks: int) -> int:
+        """How many frames the first ``chunks`` chunks give (a given video's chunks count, and give none)."""
+        return max(0, self.decoder.frames_for(chunks * self.size) - self.skip)
 
     @property
     def frames_done(self) -> int:
         """Frames made so far."""
-        return self.decoder.frames_for(self.decoder.latents)
+        return self.frames_in(self.index)
 
     @property
     def seconds_done(self) -> float:
         """Seconds of video made so far."""
         return self.frames_done / self.pipe.config.fps
 
-    def prompt_at(self, chunk: int) -> str:
-        """The prompt of a chunk: the one that holds in its middle, so that a change is at most half a chunk off."""
-        first = self.decoder.frames_for(chunk * self.size)
-        last = self.decoder.frames_for((chunk + 1) * self.size)
-        return self.script.at((first + last) / 2 / self.pipe.config.fps).prompt
+    def chunks_until(self, frames: int) -> int:
+        """How many more chunks it takes until the take has given at least this many frames."""
+        latents = 1 + math.ceil(max(frames + self.skip - 1, 0) / self.decoder.temporal) if frames > 0 else 0
+        return max(0, math.ceil(latents / self.size) - self.index)
 
-    def steer(self, script: Script) -> None:
-        """Replaces the script; what it says of the time until now has no effect."""
-        self.script = script
+    # What is said
+
+    def _middle(self, chunk: int) -> float:
+        return (self.frames_in(chunk) + self.frames_in(chunk + 1)) / 2 / self.pipe.config.fps
+
+    def segment_at(self, chunk: int) -> Segment:
+        """The script's segment that holds in the middle of a chunk, so that a change is at most half a chunk off."""
+        return self.script.at(self._middle(chunk))
+
+    def prompt_at(self, chunk: int) -> str:
+        """The prompt of a chunk, see :meth:`segment_at`; a given past has that of the first segment."""
+        return self.segment_at(chunk).prompt
+
+    def steer(self, script: Script | str) -> None:
+        """Replaces the script; what it says of the time until now has no effect.
+
+        Args:
+            script: its times count from the take's first frame. A text is read by :func:`parse_script`.
+
+        Raises:
+            ValueError: if the text is no script.
+        """
+        self.script = parse_script(script) if isinstance(script, str) else script
+
+    def say(self, prompt: str, on_change: str | None = None) -> None:
+        """From the next chunk on, and until something else is said, this prompt holds.
+
+        Args:
+            prompt: one prompt, taken as it is (no script).
+            on_change: what becomes of the past, the take's own way by default. Given, it happens even if the prompt is
+                the one that holds. Without effect if there is no past yet.
+
+        Raises:
+            ValueError: if the model cannot read the prompt, or the change is unknown; nothing has changed then.
+        """
+        # A millisecond in, if no frame has been given yet: a first segment has nothing before it to change from.
+        now = max(self.seconds_done, 0.001)
+        said = Segment(prompt, now, None, on_change)
+        self.embed(said.prompt)
+        held = self.script.at(0).prompt if self.prompt is None else self.prompt
+        self.script = Script((Segment(held, 0, now), said))
+
+    # A given past
+
+    def begin_from_picture(self, picture: np.ndarray) -> None:
+        """Lets a new take start from a picture: its first chunk is a still of it, of which one frame is given.
+
+        The still is as long as a first chunk (9 frames for Wan2.1), is read into the memory like a chunk that the take
+        has made itself, and the video starts with its last frame, the picture as the autoencoder gives it back.
+
+        No published text-to-video model has learned to go on from a still: expect the first seconds to hardly move,
+        or to leave the picture for what the prompt says. A prompt that describes the picture helps.
+
+        Args:
+            picture: uint8 RGB ``[height, width, 3]`` of the take's size; see ``longtake.pictures``.
+
+        Raises:
+            ValueError: if it is something else, or the take is not new.
+        """
+        self._require_new()
+        frames = self.decoder.frames_for(self.size)
+        (still,) = portions([picture] * frames, [frames], self.height, self.width)
+        self.given = StreamingEncoder(self.pipe.vae).encode(still).to(self.memory.device)
+        self.skip = frames - 1
+
+    def begin_from_video(
+        self,
+        frames: Iterable[np.ndarray],
+        count: int | None = None,
+        on_chunk: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Lets a new take go on where a video ends; what it gives is only what comes after.
+
+        The video is encoded chunk by chunk and read into the memory at t = 0 under the first segment's prompt, so that
+        the memory holds of it what the policy would hold of the take's own past; and it is decoded, so that the
+        decoder goes on without a seam. That takes one forward per chunk instead of five, and no memory that grows
+        with the video. Chunks are whole: of a video whose length does not fit (9, 21, 33, ... frames for Wan2.1), the
+        oldest frames are left out; one of fewer than 9 begins with its first frame repeated.
+
+        The model sees the video through its autoencoder only. One trained on text and its own videos goes on best
+        from video like its own, at its frame rate, under a prompt that describes it; other video drifts towards what
+        it knows.
+
+        Args:
+            frames: uint8 RGB ``[height, width, 3]`` of the take's size, at the model's rate; see ``longtake.pictures``.
+            count: how many there are, if ``len(frames)`` does not say; a mere iterator is read into a list.
+            on_chunk: called after every chunk with the number of chunks done and of all.
+
+        Raises:
+            ValueError: if there are no frames, fewer than ``count``, or others than these; or if the take is not new.
+        """
+        self._require_new()
+        if count is None:
+            frames = frames if isinstance(frames, Sequence) or hasattr(frames, "__len__") else list(frames)
+            count = len(frames)  # type: ignore[arg-type]
+        if count < 1:
+            raise ValueError("A video to continue needs at least one frame.")
+        first, more = self.decoder.frames_for(self.size), self.size * self.decoder.temporal
+        chunks = 1 + max(0, count - first) // more
+        sizes = [first] + [more] * (chunks - 1)
+        self.skip = sum(sizes)
+        self._broken = True
+        encoder = StreamingEncoder(self.pipe.vae)
+        for part in portions(frames, sizes, self.height, self.width, drop=count - self.skip):
+            self._finish(encoder.encode(part).to(self.memory.device), self.begin())
+            if on_chunk is not None:
+                on_chunk(self.index, chunks)
+        self._broken = False
+
+    def _require_new(self) -> None:
+        self._require_whole()
+        if self.index or self.given is not None:
+            raise ValueError("Only a new take can be given a past.")
 
     # One chunk, in stages
 
     @torch.no_grad()
     def begin(self) -> torch.Tensor:
         """Settles what the next chunk attends to and is asked for; returns the prompt's embedding."""
-        prompt = self.prompt_at(self.index)
-        text = self._embed(prompt)
-        before, self._prompt = self._prompt, prompt
-        if before not in (None, prompt):
-            self._change_prompt(text)
+        segment = self.segment_at(self.index)
+        text = self.embed(segment.prompt)
+        before, self.prompt = self.prompt, segment.prompt
+        # A segment that says how to change does so once, also without another prompt.
+        asked = segment.change is not None and self.index > 0 and self.segment_at(self.index - 1) != segment
+        if before is not None and (asked or before != segment.prompt):
+            self._change_prompt(segment.change or self.on_change, text)
         self.memory.begin_chunk()
         return text
 
-    def _embed(self, prompt: str) -> torch.Tensor:
+    def embed(self, prompt: str) -> torch.Tensor:
         if self._embedding is None or self._embedding[0] != prompt:
             self._embedding = (prompt, self.pipe.encode_prompt(prompt))
         return self._embedding[1]
 
-    def _change_prompt(self, text: torch.Tensor) -> None:
-        self.memory.change_prompt("flush" if self.on_change == "flush" else "keep")
-        if self.on_change == "recache" and self._last:
+    def _change_prompt(self, change: str, text: torch.Tensor) -> None:
+        self.memory.change_prompt(change if change in PROMPT_CHANGES else "keep")
+        if change == "recache" and self.last:
             # A short window may hold fewer than what is kept here; the newest chunk is always there.
             chunk, end = self.memory.chunk, self.memory.frame
-            held = [n for n in range(1, len(self._last) + 1) if {*range(end - n * chunk, end)} <= {*self.memory.tags}]
-            again = list(self._last)[-max(held) :]
+            held = [n for n in range(1, len(self.last) + 1) if {*range(end - n * chunk, end)} <= {*self.memory.tags}]
+            again = list(self.last)[-max(held) :]
             self.memory.rewind(chunk * len(again))
             for latents in again:
                 self.memory.begin_chunk()
@@ -156,7 +286,7 @@ class Take:
     @torch.no_grad()
     def denoise(self, text: torch.Tensor) -> torch.Tensor:
         """All denoising steps of the chunk; returns its clean latents."""
-        device, dtype = self.memory.keys.device, self.memory.keys.dtype
+        device, dtype = self.memory.device, self.memory.dtype
         x = chunk_noise(self.seed, self.index, 0, self.shape, device)
         with attending(self.pipe.transformer, self.memory):
             for step in range(len(self.schedule)):
@@ -170,7 +300,7 @@ class Take:
     def commit(self, latents: torch.Tensor, text: torch.Tensor) -> None:
         """One more forward at t = 0, by which the memory learns the chunk."""
         with attending(self.pipe.transformer, self.memory), self.memory.recording():
-            self._forward(latents, self._times[-1], text, self.memory.keys.dtype)
+            self._forward(latents, self._times[-1], text, self.memory.dtype)
 
     def _forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         out = self.pipe.transformer(x.to(dtype), t, text.to(dtype), return_dict=False)
@@ -178,25 +308,32 @@ class Take:
         return flow
 
     def next_chunk(self) -> Chunk:
-        """Makes the next chunk: begin, denoise, commit, decode.
+        """Makes the next chunk: begin, denoise (unless it is given), commit, decode.
 
         Raises:
             ValueError: if the prompt cannot be encoded; the take is as before, to be steered elsewhere.
             RuntimeError: if the take was interrupted within a chunk.
         """
         self._require_whole()
-        self._embed(self.prompt_at(self.index))
+        self.embed(self.prompt_at(self.index))
         self._broken = True  # until all parts have come to the end of the chunk
         text = self.begin()
-        latents = self.denoise(text)
-        self.commit(latents, text)
-        self._last.append(latents)
+        latents = self.denoise(text) if self.given is None else self.given
         first = self.frames_done
-        video = self.decoder.decode(latents)
-        self.index += 1
+        video = self._finish(latents, text)
         self._broken = False
-        assert self._prompt is not None
-        return Chunk(self.index - 1, first, self._prompt, latents, video)
+        assert self.prompt is not None
+        return Chunk(self.index - 1, first, self.prompt, latents, video)
+
+    def _finish(self, latents: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """From clean latents to the end of the chunk; returns those of its frames that are not skipped."""
+        self.commit(latents, text)
+        self.last.append(latents)
+        video = self.decoder.decode(latents)
+        before = self.frames_done
+        self.index += 1
+        self.given = None
+        return video[len(video) - (self.frames_done - before) :]
 
     def _require_whole(self) -> None:
         if self._broken:
@@ -235,26 +372,7 @@ class Take:
             RuntimeError: if the take was interrupted within a chunk.
         """
         self._require_whole()
-        memory_tensors, memory_data = self.memory.state_dict()
-        decoder_tensors, decoder_data = self.decoder.state_dict()
-        tensors = {f"memory.{k}": v for k, v in memory_tensors.items()}
-        tensors |= {f"decoder.{k}": v for k, v in decoder_tensors.items()}
-        tensors |= {f"last.{i}": v for i, v in enumerate(self._last)}
-        data = {
-            "model": self.pipe.fingerprint(),
-            "dtype": str(self.memory.keys.dtype),
-            "policy": self.policy.spec(),
-            "seed": self.seed,
-            "height": self.height,
-            "width": self.width,
-            "on_change": self.on_change,
-            "script": self.script.to_dict(),
-            "prompt": self._prompt,
-            "index": self.index,
-            "memory": memory_data,
-            "decoder": decoder_data,
-        }
-        return tensors, data
+        return state_of(self)
 
     def snapshot(self, path: str | os.PathLike[str], **extra: Any) -> None:
         """Writes a complete snapshot, from which :meth:`LongTakePipeline.resume` continues bit for bit.
@@ -283,40 +401,4 @@ class Take:
             ValueError: if it was made with another model or dtype, or does not fit together.
         """
 
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-        dtype = str(pipe.transformer.dtype)
-        try:
-            if data["dtype"] != dtype:
-                raise ValueError(f"The snapshot was made in {data['dtype']}; load the model so, not in {dtype}.")
-            if data["model"] != pipe.fingerprint():
-                raise ValueError("The snapshot was made with another model or other weights than the one loaded.")
-            for name in ("seed", "height", "width", "index"):
-                if type(data[name]) is not int:
-                    raise ValueError(f"The snapshot's {name} must be a whole number, not {data[name]!r}.")
-            take = cls(
-                pipe,
-                Script.from_dict(data["script"]),
-                parse_memory(data["policy"], pipe.config.chunk_frames),
-                data["seed"],
-                data["height"],
-                data["width"],
-                data["on_change"],
-            )
-            take.memory.load_state_dict(part("memory."), data["memory"])
-            take.decoder.load_state_dict(part("decoder."), data["decoder"])
-            take.index = data["index"]
-            if data["prompt"] is not None:
-                take._prompt = data["prompt"]
-                take._embed(data["prompt"])
-            device = take.memory.keys.device
-            take._last.extend(x.to(device) for _, x in sorted(part("last.").items()))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"The snapshot lacks something that a take needs ({error}).") from None
-        frames = take.index * take.size
-        in_step = take.memory.frame == take.index * take.memory.chunk and take.decoder.latents == frames
-        whole = not take.memory.open and len(take._last) == min(take.index, take._last.maxlen or 0)
-        if take.index < 0 or not in_step or not whole or any(x.shape != take.shape for x in take._last):
-            raise ValueError("The snapshot's parts do not belong to the same chunk of the same take.")
-        return take
+        return take_of(cls, pipe, tensors, data)

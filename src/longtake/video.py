@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -369,16 +370,51 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 _MATRICES = {1: Colorspace.ITU709, 5: Colorspace.ITU601, 6: Colorspace.SMPTE170M, 7: Colorspace.SMPTE240M}
 
 
-def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
-    """The frames of a video file in order, each uint8 RGB of shape [height, width, 3], decoded as they are asked for.
+def shown_until(path: str | os.PathLike[str]) -> Fraction:
+    """When the last frame of a video file ends, in seconds by its time stamps. Decodes nothing.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a video.
+        ValueError: it is not a video, or has no frames.
+    """
+    with _opened(path) as (container, stream):
+        frame = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+        end, count = Fraction(0), 0
+        for packet in container.demux(stream):
+            if packet.size:
+                count += 1
+                # Raw streams have no time stamps, and some formats no durations.
+                length = packet.duration * packet.time_base if packet.duration else frame
+                end = max(
+                    end, length + (count * frame - frame if packet.pts is None else packet.pts * packet.time_base)
+                )
+    if not count:
+        raise ValueError(f"{os.fspath(path)} has no frames in it.")
+    return end
+
+
+def read_timed_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """The frames of a video file in order, decoded as they are asked for.
+
+    Yields:
+        When a frame is first shown, in seconds by its time stamp, and the frame as its camera meant it to be held up:
+        uint8 RGB of shape [height, width, 3].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a video, or is damaged where it is read.
     """
     convert = VideoReformatter()
     with _opened(path) as (container, stream):
-        for frame in container.decode(stream):
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        frames = container.decode(stream)
+        for index in itertools.count():
+            try:
+                frame = next(frames)
+            except StopIteration:
+                return
+            except av.error.FFmpegError:
+                raise ValueError(f"{os.fspath(path)} is damaged after {index} frames.") from None
             # Untagged video follows the custom of players: BT.709 from 720 lines on.
             guess = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
             full = int(frame.color_range) == int(ColorRange.JPEG) or frame.format.is_rgb
@@ -390,4 +426,12 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
                 src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
                 dst_color_range=ColorRange.JPEG,
             )
-            yield rgb.to_ndarray()
+            turns = round(getattr(frame, "rotation", 0) / 90)
+            time = index / rate if frame.pts is None else frame.pts * frame.time_base
+            yield time, np.rot90(rgb.to_ndarray(), turns)
+
+
+def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    """The frames of :func:`read_timed_frames` without their times."""
+    for _, frame in read_timed_frames(path):
+        yield frame

@@ -7,6 +7,7 @@ settings must be checked, and refused, before anything heavy starts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
 # What a slot holds: the global index of its frame (0 or more), or one of these.
 FREE, LONG, SHORT = -1, -2, -3
 
-PROMPT_CHANGES = ("keep", "flush")
-"""What ``Memory.change_prompt`` can do. The third published way, re-running clean latents under the new text
+PROMPT_CHANGES = ("keep", "flush", "cut")
+"""What ``Memory.change_prompt`` can do. The fourth published way, re-running clean latents under the new text
 ("recache", LongLive), is the caller's: ``Memory.rewind`` and a commit per chunk."""
+
+CUT_ID = 45
+"""Where Infinity-RoPE (arXiv 2511.20649) puts the first frame of the chunk behind a "RoPE cut": at temporal id 45,
+``transition_from`` in its released code, where three frames are cached, at ids 0 to 2, and it would stand at 3."""
+
+CUT_GAP = CUT_ID - 3
+"""How many ids further a chunk behind a cut stands, whatever is cached and however ids are given. Attention knows
+differences of ids only, so this distance is all there is to the cut; with Infinity-RoPE's own memory the ids are its
+own too."""
 
 
 class Place(NamedTuple):
@@ -49,7 +59,7 @@ class Update:
     tokens: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-class MemoryPolicy:
+class MemoryPolicy(ABC):
     """Base of all policies; see ``Sliding`` and ``MemRoPE``."""
 
     name: ClassVar[str]
@@ -57,23 +67,25 @@ class MemoryPolicy:
     sink: int
     ids: str
 
+    @abstractmethod
     def capacity(self, chunk: int) -> int:
         """Slots needed, in latent frames, the current chunk of ``chunk`` frames included.
 
         Raises:
             ValueError: if the settings leave no room for a chunk of this size.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def begin_chunk(self, memory: Memory) -> Update:
         """Make room for the next chunk. Must leave at least ``memory.chunk`` slots free, once full exactly as many."""
-        raise NotImplementedError
 
     def layout(self, memory: Memory) -> list[Place]:
         """Every slot in use with its id: sinks, memory tokens, recent frames, current chunk, each in order of time.
 
         ``ids="relative"``: the id is the position in this list, as in Infinity-RoPE (arXiv 2511.20649) and MemRoPE
         (arXiv 2603.12513). ``ids="absolute"``: the id is the global frame index.
+
+        Of a cut this knows nothing; ``Memory.layout`` adds its gap.
         """
         order = {LONG: -2, SHORT: -1}
         used = [(tag, slot) for slot, tag in enumerate(memory.tags) if tag != FREE]
@@ -91,13 +103,14 @@ class MemoryPolicy:
             places.append(Place(role, position if self.ids == "relative" else frame, frame, slot))
         return places
 
-    def observe(self, memory: Memory, layer: int, query: Tensor, key: Tensor) -> None:
+    def observe(self, memory: Memory, layer: int, query: Tensor, key: Tensor) -> None:  # noqa: B027
         """Called in every forward, before the keys are attended to, with un-rotated queries and keys
         [batch, tokens, heads, head_dim]. For policies that choose by looking; this one does not."""
 
     def on_prompt_change(self, memory: Memory, mode: str) -> Update:
-        """What a new prompt does to the past: "keep" nothing, "flush" forgets all but the sinks and the last two
-        frames (Infinity-RoPE, KV flush, in its released code; memory tokens go too)."""
+        """What a new prompt does to the past: "keep" nothing, "flush" and "cut" forget all but the sinks and the last
+        two frames (Infinity-RoPE, KV flush, in its released code; memory tokens go too). That the chunk behind a cut
+        has ids of its own is the memory's doing, not the policy's."""
         if mode == "keep":
             return Update()
         last = sorted(tag for tag in memory.tags if tag >= 0)[-2:]

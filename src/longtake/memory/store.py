@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from longtake.memory.policy import FREE, PROMPT_CHANGES, MemoryPolicy, Place, Update
+from longtake.memory.policy import CUT_GAP, FREE, PROMPT_CHANGES, MemoryPolicy, Place, Update
+from longtake.memory.state import check_state
 from longtake.rope import Rope, rotate
 
 # Rotation makes float32 temporaries about four times this many elements: all layers at once for small models, groups
@@ -43,6 +44,7 @@ class Memory:
     Attributes:
         frame: global index of the first frame of the current chunk, or of the next one between chunks.
         open: whether a chunk has begun and is not committed.
+        cut: whether the current chunk, or the next one between chunks, stands behind a cut: ``CUT_GAP`` ids further.
         tags: what each slot holds: a frame index, or FREE, LONG, SHORT.
         keys, values: [layers, batch, slots, tokens, heads, head_dim], keys un-rotated.
         averages: by tag, float32 keys and values [layers, batch, tokens or 1, heads, head_dim].
@@ -95,11 +97,22 @@ class Memory:
         """Forget everything, the prompt included. Keeps the allocation."""
         self.frame = 0
         self.open = False
+        self.cut = False
         self.tags = [FREE] * self.capacity
         self._turned_by: list[int | None] = [_DIRTY] * self.capacity
         self.prompt: list[tuple[Tensor, Tensor] | None] = [None] * self._shape[0]
         self._recording = False
         self._recorded: dict[int, tuple[Tensor, Tensor] | None] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where keys and values are."""
+        return self.keys.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.keys.dtype
 
     @property
     def used(self) -> int:
@@ -114,8 +127,15 @@ class Memory:
         return sum(x.numel() * x.element_size() for x in tensors)
 
     def layout(self) -> list[Place]:
-        """Every slot in use as (role, id, frame, slot), in order of position. See ``MemoryPolicy.layout``."""
-        return self.policy.layout(self)
+        """Every slot in use as (role, id, frame, slot), in order of position: ``MemoryPolicy.layout``, with the ids of
+        a chunk behind a cut moved on."""
+        places = self.policy.layout(self)
+        if not self.cut:
+            return places
+        return [
+            place._replace(id=place.id + CUT_GAP) if place.role == "current" and place.id is not None else place
+            for place in places
+        ]
 
     # One chunk
 
@@ -157,7 +177,7 @@ class Memory:
         for place in self._current:
             self._turned_by[place.slot] = place.id
         self.frame += self.chunk
-        self.open = False
+        self.open = self.cut = False
 
     def query(self, query: Tensor) -> Tensor:
         """Rotate the current chunk's queries [batch, chunk * tokens, heads, head_dim] by its ids."""
@@ -230,6 +250,7 @@ class Memory:
             raise RuntimeError("Finish the open chunk before the past is changed.")
         self.prompt = [None] * self._shape[0]
         self._apply(self.policy.on_prompt_change(self, mode))
+        self.cut = self.cut or mode == "cut"
         if not self.open:
             self._compact()
 
@@ -260,17 +281,17 @@ class Memory:
     # State
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """A complete copy: tensors and counters. Restored, it continues bit for bit. The cached prompt is left out:
-        it is computed again from the text."""
+        """A complete copy on the CPU (a GPU may have no room for it): tensors and counters. Restored, it continues bit
+        for bit. The cached prompt is left out: it is computed again from the text."""
         with torch.no_grad():
             end = max((slot + 1 for slot, tag in enumerate(self.tags) if tag != FREE), default=0)
             tensors = {"keys": self.keys[:, :, :end], "values": self.values[:, :, :end]}
             for tag, (key, value) in self.averages.items():
                 if tag in self.tags:
                     tensors |= {f"average.{tag}.key": key, f"average.{tag}.value": value}
-            copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         copies["tags"] = torch.tensor(self.tags, dtype=torch.int64)
-        return copies, {"frame": self.frame, "open": int(self.open)}
+        return copies, {"frame": self.frame, "open": int(self.open), "cut": int(self.cut)}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
         """Continue from ``state_dict()`` of a memory with the same policy and sizes.
@@ -278,38 +299,17 @@ class Memory:
         Raises:
             ValueError: if the state is not one of such a memory; nothing is changed then.
         """
-        layers, batch, slots, *rest = self._shape
-        tags: list[int] = []
-        if "tags" in tensors and tensors["tags"].dtype == torch.int64 and tensors["tags"].ndim == 1:
-            tags = tensors["tags"].tolist()
-        stored = [tensors[name] for name in ("keys", "values") if name in tensors]
-        fits = all(
-            x.dtype == self.keys.dtype
-            and (*x.shape[:2], *x.shape[3:]) == (layers, batch, *rest)
-            and x.shape[2] <= slots
-            for x in stored
-        )
-        averages = [f"average.{tag}.{part}" for tag in tags if tag < FREE for part in ("key", "value")]
-        fits &= all(
-            name in tensors and tuple(tensors[name].shape) in {(layers, batch, n, *rest[1:]) for n in (1, self.tokens)}
-            for name in averages
-        )
-        fits &= set(counters) == {"frame", "open"} and all(isinstance(x, int) and x >= 0 for x in counters.values())
-        held = [tag for tag in tags if tag != FREE]
-        whole = len(stored) == 2 and len(tags) == slots and len(set(held)) == len(held)
-        if not (fits and whole and max(held, default=-1) < counters["frame"] + self.chunk * bool(counters["open"])):
-            raise ValueError(
-                f"This state is not of a memory with {slots} slots of {self.tokens} tokens, {layers} layers, "
-                f"batch {batch}, {self.keys.dtype}."
-            )
+        tags = check_state(self._shape, self.dtype, self.chunk, tensors, counters)
+        stored = (tensors["keys"], tensors["values"])
         self.reset()
         self.tags, self.frame, self.open = tags, counters["frame"], bool(counters["open"])
+        self.cut = bool(counters.get("cut", 0))  # snapshots from before there were cuts do not say
         with torch.no_grad():
             for index in range(stored[0].shape[2]):
-                self._write(index, *(x[:, :, index].to(self.keys.device) for x in stored))
+                self._write(index, *(x[:, :, index].to(self.device) for x in stored))
             for tag in {tag for tag in tags if tag < FREE}:
                 pair = (tensors[f"average.{tag}.key"], tensors[f"average.{tag}.value"])
-                self._keep_average(tag, *(x.to(self.keys.device) for x in pair))
+                self._keep_average(tag, *(x.to(self.device) for x in pair))
         if self.open:
             self._prepare()
 
@@ -330,7 +330,7 @@ class Memory:
                 (slice(begin * tokens, end * tokens), slice(slot * tokens, (slot + end - begin) * tokens))
             )
         if self.functional:
-            slots = torch.tensor([slot for slot, _ in past], device=self.keys.device, dtype=torch.long)
+            slots = torch.tensor([slot for slot, _ in past], device=self.device, dtype=torch.long)
             cos, sin = self.rope.frames([index for _, index in past])
             keys, values = (x.index_select(2, slots) for x in (self.keys, self.values))
             self._past = (rotate(keys, cos, sin).flatten(2, 3), values.flatten(2, 3))
@@ -369,7 +369,7 @@ class Memory:
             self.values[:, :, slot].copy_(value)
 
     def _replace(self, slots: Sequence[int], key: Tensor, value: Tensor) -> None:
-        index = torch.tensor(slots, device=self.keys.device)
+        index = torch.tensor(slots, device=self.device)
         self.keys, self.values = self.keys.index_copy(2, index, key), self.values.index_copy(2, index, value)
 
     def _keep_average(self, tag: int, key: Tensor, value: Tensor) -> None:

@@ -1,0 +1,57 @@
+"""What the saved state of a memory must be, so that a damaged or foreign one is refused before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from longtake.memory.policy import FREE
+
+_COUNTERS = {"frame", "open"}
+_NEWER = {"cut"}  # missing in older snapshots
+
+
+def check_state(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    chunk: int,
+    tensors: Mapping[str, Tensor],
+    counters: Mapping[str, int],
+) -> list[int]:
+    """The tags of a memory's saved state, if it is one of a memory of these sizes.
+
+    Args:
+        shape: of its keys, ``[layers, batch, slots, tokens, heads, head_dim]``.
+        dtype: of its keys.
+        chunk: latent frames per chunk.
+        tensors, counters: what ``Memory.state_dict`` gave.
+
+    Raises:
+        ValueError: if it is not, in one sentence.
+    """
+    layers, batch, slots, tokens, *rest = shape
+    tags: list[int] = []
+    if "tags" in tensors and tensors["tags"].dtype == torch.int64 and tensors["tags"].ndim == 1:
+        tags = tensors["tags"].tolist()
+    stored = [tensors[name] for name in ("keys", "values") if name in tensors]
+    fits = all(
+        x.dtype == dtype and (*x.shape[:2], *x.shape[3:]) == (layers, batch, tokens, *rest) and x.shape[2] <= slots
+        for x in stored
+    )
+    averages = [f"average.{tag}.{part}" for tag in tags if tag < FREE for part in ("key", "value")]
+    fits &= all(
+        name in tensors and tuple(tensors[name].shape) in {(layers, batch, n, *rest) for n in (1, tokens)}
+        for name in averages
+    )
+    fits &= _COUNTERS <= set(counters) <= _COUNTERS | _NEWER
+    fits &= all(type(x) is int and x >= 0 for x in counters.values()) and counters.get("cut", 0) <= 1
+    held = [tag for tag in tags if tag != FREE]
+    whole = len(stored) == 2 and len(tags) == slots and len(set(held)) == len(held)
+    if not (fits and whole and max(held, default=-1) < counters["frame"] + chunk * bool(counters["open"])):
+        raise ValueError(
+            f"This state is not of a memory with {slots} slots of {tokens} tokens, {layers} layers, "
+            f"batch {batch}, {dtype}."
+        )
+    return tags
