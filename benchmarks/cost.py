@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import RESULTS, machine, resident_mb, write_results
+
 STAGES = ("memory", "forward", "commit", "decode", "write")
-RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red ball rolls over a meadow"
 
 
@@ -41,15 +40,6 @@ class Row:
     rss_mb: float
 
 
-def resident_mb() -> float:
-    """Memory of this process that is in RAM, in MB; NaN where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except (OSError, ValueError, IndexError, AttributeError):
-        return float("nan")
-
-
 def measure(pipe: Any, memory: str, at: list[int], window: int) -> list[Row]:
     """Runs one take and measures ``window`` chunks around each chunk of ``at`` (so that its middle is there)."""
     import torch
@@ -58,11 +48,11 @@ def measure(pipe: Any, memory: str, at: list[int], window: int) -> list[Row]:
 
     take = pipe.start(PROMPT, memory)
     fps, frames_per_chunk = pipe.config.fps, take.size * take.decoder.temporal
-    cuda = pipe.device.type == "cuda"
+    cuda = take.memory.device.type == "cuda"
 
     def now() -> float:
-        if cuda:
-            torch.cuda.synchronize()
+        for device in range(torch.cuda.device_count() if cuda else 0):
+            torch.cuda.synchronize(device)
         return time.perf_counter()
 
     rows: list[Row] = []
@@ -113,27 +103,6 @@ def _spread(values: tuple[float, ...]) -> tuple[float, float]:
         return round(values[0], 2), 0.0
     low, _, high = statistics.quantiles(values, n=4)
     return round(statistics.median(values), 2), round((high - low) / 2, 2)
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    import diffusers
-    import torch
-
-    processor = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "processor": processor or platform.processor(),
-        "cpus": os.cpu_count(),
-        "threads": threads,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
 
 
 def table(rows: list[Row]) -> Any:
@@ -199,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(f"{memory}, {dtype} ...", style="dim")
             rows += measure(pipe, memory, at, window)
             # after every take: a long run that is stopped has not run for nothing
-            args.json.write_text(json.dumps({"machine": info, "rows": [asdict(row) for row in rows]}, indent=2))
+            write_results(args.json, info, [asdict(row) for row in rows])
     console.print(table(rows))
     console.print(f"Written to {args.json}")
 

@@ -11,13 +11,13 @@ classes but takes one layer with random weights, so that 20,000 chunks take minu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost import PROMPT, RESULTS, machine, resident_mb
+from benchmarks.cost import PROMPT
+from benchmarks.machine import RESULTS, machine, resident_mb, write_results
 
 MARKS = (50, 200, 1000, 5000, 20000)
 
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for memory in memories:
         rows += soak(pipe, memory, marks)
-        args.json.write_text(json.dumps({"machine": info, "rows": rows}, indent=2))
+        write_results(args.json, info, rows)
     print(f"Written to {args.json}")
 
 

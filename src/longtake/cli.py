@@ -49,7 +49,7 @@ def generate(
         typer.Argument(
             metavar="PROMPT",
             help='What to show, or a script: "a red ball rolls over a meadow [10s] | a blue ball bounces on snow '
-            '[20s]". Not needed with --resume.',
+            '[20s]"; a part may begin with how its prompt takes over, like [cut]. Not needed with --resume.',
             show_default=False,
         ),
     ] = None,
@@ -57,17 +57,37 @@ def generate(
         str | None, typer.Option(help="Length of the video: 30, 1m30s, 2h. Default: the script's, else 30.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A model of `longtake models`, or a diffusers folder. Default: pocket.")
+        str | None,
+        typer.Option(
+            help="A name of `longtake models` (downloaded on first use), or a path: a diffusers folder, an original "
+            "Wan folder, or a .pt or .safetensors file (FILE#KEY chooses among several sets of weights). "
+            "Default: pocket.",
+        ),
+    ] = None,
+    components: Annotated[
+        Path | None,
+        typer.Option(help="Where autoencoder and text encoder come from: a diffusers or an original Wan folder."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH[:SCALE]", help="LoRA weights to fuse into the model; may be given several times."),
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[:KEY=VALUE,...]",
-            help="What is remembered, see `longtake memories`; e.g. memrope:sink=3,recent=4. Default: memrope.",
+            help="What is remembered, see `longtake memories`; e.g. memrope:sink=3,recent=4. Default: the model's.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all noise; the same seed, the same video. Default: 0.")] = None,
-    out: Annotated[Path, typer.Option(help="The video, an MP4 file. Its snapshot lies beside it.")] = Path("take.mp4"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The video, an MP4 file; its snapshot lies beside it. With --prompts or --config, a folder. "
+            "Default: take.mp4, or the folder takes.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -77,22 +97,70 @@ def generate(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over where a video is.")] = False,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="Begin with this picture. Models trained on text alone, as all of `longtake models` are, "
+            "take it up as if they had made it; far from their kind of picture, it may soon be lost."
+        ),
+    ] = None,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VIDEO",
+            help="Go on where this video ends: all of it is remembered first. The new file has only what comes after.",
+        ),
+    ] = None,
     height: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(metavar="auto|float32|bfloat16", help="Default: auto (bfloat16 where the hardware has it)."),
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Default: auto.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute. Default: auto.")
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Split the model's blocks over several, e.g. cuda:0,cuda:1 or cuda:0,cpu; decode on the last.",
+        ),
+    ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|text|model|group",
+            help="What waits in the CPU's memory while it is not needed: nothing, the text encoder, every part, or the "
+            "text encoder and all blocks but one. Default: text on a GPU, none on a CPU.",
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="fp8|int8", help="Keep the blocks' weights in 8 bits: half the memory.")
+    ] = None,
     on_change: Annotated[
         str | None,
         typer.Option(
-            metavar="keep|flush|recache",
-            help="What a new prompt does to the memory: nothing, forget all but the beginning and the last frames, "
-            "or read the last frames again under the new prompt. Default: keep.",
+            metavar="keep|recache|flush|cut",
+            help="What a new prompt does to the memory: nothing, read the last frames again under the new prompt, "
+            "forget all but the beginning and the last frames, or that and a jump in time. Default: keep.",
         ),
     ] = None,
-    snapshot_every: Annotated[str | None, typer.Option(help="Seconds of video between snapshots. Default: 10.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="One video per line of this file, into the folder --out; finished ones stay."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML configuration of the published MemRoPE code.")
+    ] = None,
+    start: Annotated[int | None, typer.Option(help="First line of the prompts, from 0.", min=0)] = None,
+    end: Annotated[int | None, typer.Option(help="Line to stop before.", min=0)] = None,
+    snapshot_every: Annotated[
+        str | None,
+        typer.Option(help="Seconds of video between snapshots. Default: 10, or 60 if one has more than a gigabyte."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither plan nor progress.")] = False,
 ) -> None:
@@ -101,39 +169,90 @@ def generate(
     Plan and progress go to stderr, the finished file's path to stdout. Ctrl-C ends a take cleanly, and it can be
     continued later as if it had never stopped.
     """
-    from longtake.cli_generate import Request
-    from longtake.cli_generate import generate as run
+    from longtake.cli_prepare import DEFAULT_OUT, Request
 
     request = Request(
-        prompt,
-        out,
-        seconds,
-        model,
-        memory,
-        seed,
-        height,
-        width,
-        dtype,
-        device,
-        on_change,
-        snapshot_every,
-        threads,
-        resume,
-        overwrite,
-        quiet,
+        prompt=prompt,
+        out=out or DEFAULT_OUT,
+        seconds=seconds,
+        model=model,
+        components=components,
+        loras=tuple(lora or ()),
+        memory=memory,
+        seed=seed,
+        image=image,
+        continue_from=continue_from,
+        height=height,
+        width=width,
+        dtype=dtype,
+        device=device,
+        devices=devices,
+        offload=offload,
+        quantize=quantize,
+        on_change=on_change,
+        every=snapshot_every,
+        threads=threads,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
     )
+    if prompts is not None or config is not None:
+        from longtake.cli_batch import generate_all
+
+        raise typer.Exit(generate_all(request, config, prompts, start, end, out))
+    if start is not None or end is not None:
+        raise typer.Exit(say("--start and --end choose lines of --prompts or --config.", 2))
+    from longtake.cli_generate import generate as run
+
     raise typer.Exit(run(request))
 
 
 @app.command()
-def models() -> None:
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List the models that are known by name."""
-    from longtake.checkpoints import MODELS
+    from longtake.cli_models import models_command
 
-    for name, info in MODELS.items():
-        height, width = info.size
-        tell(f"{name}: {info.description} ({width}x{height}, {info.fps} frames per second; {info.source})")
-    tell("Or the path of a folder with a Wan text-to-video model, as diffusers saves it.")
+    raise typer.Exit(models_command(as_json))
+
+
+@app.command()
+def download(
+    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of `longtake models`.")],
+) -> None:
+    """Download models, or what is missing of them; broken downloads go on where they broke off.
+
+    Models also download themselves when they are first used.
+    """
+    from longtake.cli_models import download_command
+
+    raise typer.Exit(download_command(names))
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A published checkpoint (.pt, .safetensors) or an original Wan folder.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The diffusers folder to make.")],
+    key: Annotated[
+        str | None, typer.Option(help="Which weights of the file: generator_ema, generator, ... Default: the best.")
+    ] = None,
+    components: Annotated[
+        Path | None,
+        typer.Option(help="Autoencoder and text encoder to put in as well: a diffusers or an original Wan folder."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="LoRA weights to fuse; may be given several times.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="keep|float32|bfloat16", help="Of weights. Default: keep.")] = "keep",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Convert a published checkpoint into a diffusers folder. Strict: every weight is accounted for."""
+    from longtake.cli_convert import convert_command
+
+    raise typer.Exit(convert_command(source, out, key, components, lora or [], dtype, overwrite))
 
 
 @app.command()

@@ -8,9 +8,8 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from longtake.checkpoints import MODELS
-from longtake.cli_prepare import Job, Request, prepare
-from longtake.cli_progress import ProgressLine, Stop, say, tell, warn
+from longtake.cli_prepare import Job, Request, default_offload, other_model, prepare, settle_devices
+from longtake.cli_progress import PastLine, ProgressLine, Stop, say, tell, warn
 from longtake.plan import count, default_dtype, format_bytes, format_seconds
 from longtake.quiet import quieten_libraries
 from longtake.record import Recorded, Recording, snapshot_path
@@ -31,12 +30,18 @@ def describe(job: Job) -> list[str]:
         lines.append(f"Go on    from {there}, where {snapshot_path(out).name} was taken")
     segments = job.script.segments
     for index, segment in enumerate(segments):
-        when = f"from {format_seconds(segment.start)}: " if len(segments) > 1 else ""
+        change = f" [{segment.change}]" if segment.change else ""
+        when = f"from {format_seconds(segment.start)}{change}: " if len(segments) > 1 else ""
         lines.append(f"{'Prompt' if index == 0 else '':8} {when}{segment.prompt}")
+    if job.request.image is not None:
+        lines.append(f"Start    with {job.request.image}")
+    if job.request.continue_from is not None:
+        lines.append(f"Start    after {job.request.continue_from}")
     free = shutil.disk_usage(out.parent).free
+    how = f"{plan.dtype} on {', '.join(job.devices)}" + (f", blocks kept in {job.quantize}" if job.quantize else "")
     return [
         *lines,
-        f"Model    {plan.model.name}, {plan.dtype} on {job.device}, seed {job.seed}",
+        f"Model    {plan.model.name}, {how}, seed {job.seed}",
         f"Memory   {plan.policy.spec()}: {plan.layout}, {format_bytes(plan.memory_bytes)}",
         f"File     {out.absolute()}, about {format_bytes(plan.video_bytes)} ({format_bytes(free)} free); "
         f"snapshot every {format_seconds(job.every)} of video, about {format_bytes(plan.snapshot_bytes)}",
@@ -46,11 +51,12 @@ def describe(job: Job) -> list[str]:
 
 def _time(job: Job) -> str:
     plan, frames = job.plan, 0 if job.found is None else job.found.frames
-    if job.device == "auto":
+    if job.devices == ("auto",) or len(job.devices) > 1:
         return "measured while it runs"
+    kind = job.devices[0].split(":")[0]
     cores = job.request.threads or usable_cores()
-    left = replace(plan, seconds=max(1, plan.frames - frames) / plan.model.fps).estimate_seconds(job.device, cores)
-    where = f"{count(cores, 'thread')} of this CPU" if job.device == "cpu" else f"this {job.device} device"
+    left = replace(plan, seconds=max(1, plan.frames - frames) / plan.model.fps).estimate_seconds(kind, cores)
+    where = f"{count(cores, 'thread')} of this CPU" if kind == "cpu" else f"this {kind} device"
     return f"about {format_seconds(float(f'{left:.1g}'))} on {where}, very roughly; measured while it runs"
 
 
@@ -78,7 +84,12 @@ def generate(request: Request) -> int:
         return 0
     with Stop() as stop:
         try:
-            return _record(job, stop)
+            try:
+                job = settled(job)
+                pipe = load_for(job)
+            except ValueError as error:
+                return say(str(error), 2)
+            return record(job, pipe, stop)
         except KeyboardInterrupt:
             if _resumable(job):
                 say(f"Stopped at once. To continue:\n  {job.continue_command()}")
@@ -94,53 +105,132 @@ def _resumable(job: Job) -> bool:
         return False
 
 
-def _load(job: Job) -> tuple[Job, LongTakePipeline]:
-    def announce() -> None:
-        if not job.request.quiet:
-            say("\n".join(describe(job)) + "\nLoading the model ...")
+def settled(job: Job, loaded: bool = False) -> Job:
+    """What can only be known now: the devices that "auto" stands for, whether everything fits there, and the files of
+    the model, downloaded if need be. Says what will be done.
 
-    known = job.device != "auto"
-    if known:  # before torch, which takes its time
-        announce()
+    Args:
+        loaded: whether the model is there already.
+
+    Raises:
+        ValueError: in one sentence, if a device or the model cannot be had, or it does not fit.
+    """
+    from longtake.placement import check_devices, check_offload, present_devices
+
+    devices = (present_devices()[0],) if job.devices == ("auto",) else job.devices
+    if devices != ("cpu",):
+        check_devices(devices)  # with torch, which takes its time
+    offload = job.offload or default_offload(devices)
+    check_offload(offload, devices)
+    dtype = default_dtype(devices[0]) if job.dtype == "auto" else job.dtype
+    job = replace(job, devices=devices, offload=offload, dtype=dtype, plan=replace(job.plan, dtype=dtype))
+    if not job.request.quiet:
+        say("\n".join(describe(job)))
+    if not loaded:
+        job = replace(job, layers=_layers(job))
+    if job.plan.model.sources is None:
+        from longtake.checkpoints.hub import download
+
+        quiet = job.request.quiet
+        download(job.plan.model.info, say=lambda text: None if quiet else _note(text), quiet=quiet)
+        job = replace(job, plan=replace(job.plan, model=job.plan.model.located()))
+        kept = {} if job.found is None else job.found.settings
+        if kept.get("signature") not in (None, job.plan.model.signature()):
+            raise ValueError(other_model(job.request.out, job.plan.model, kept))
+    return job
+
+
+def _layers(job: Job) -> tuple[int, ...]:
+    """Blocks per device, by what has room where. Says what will be held where, by arithmetic.
+
+    Raises:
+        ValueError: if it does not fit, in one sentence that says what would.
+    """
+    from longtake.fit import Fit
+    from longtake.placement import free_memory, present_devices
+
+    plan = job.plan
+    fit = Fit.of(
+        plan.model,
+        plan.policy,
+        plan.height,
+        plan.width,
+        dtype=plan.dtype,
+        devices=job.devices,
+        offload=job.offload,
+        quantize=job.quantize,
+    )
+    if not job.request.quiet:
+        first, *rest = fit.lines()
+        say("\n".join([f"Needs    {first}", *(f"         {line}" for line in rest)]))
+    if not fit.fits:
+        alone = settle_devices(None, None) == ("cpu",)  # then there is no need to load torch and ask it
+        others = [] if alone else [name for name in present_devices() if name not in job.devices]
+        raise ValueError(fit.advice({name: free_memory(name) for name in others}) or "This does not fit.")
+    return fit.layers
+
+
+def _note(text: str) -> None:
+    say(text)
+
+
+def load_for(job: Job) -> LongTakePipeline:
+    """Loads the model of a settled job.
+
+    Raises:
+        ValueError: in one sentence.
+    """
     import torch
 
     from longtake.checkpoints import load
 
+    if not job.request.quiet:
+        say("Loading the model ...")
     if job.request.threads is not None:
         torch.set_num_threads(job.request.threads)
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    device = job.device if job.device != "auto" else next(d for d in ("cuda", "mps", "cpu") if has[d])
-    if not has[device]:
-        there = ", ".join(name for name, yes in has.items() if yes)
-        raise ValueError(f"There is no {device} device here that this PyTorch can use; --device can be {there}.")
-    dtype = default_dtype(device) if job.dtype == "auto" else job.dtype
-    job = replace(job, device=device, dtype=dtype, plan=replace(job.plan, dtype=dtype))
-    if not known:
-        announce()
     quieten_libraries()
     warnings.filterwarnings("ignore", "Only the first")  # said already, of all prompts and in other words
+    model = job.plan.model
     try:
-        pipe = load(job.plan.model.name, getattr(torch, dtype), device)
+        return load(
+            model.choice,
+            getattr(torch, job.dtype),
+            devices=job.devices,
+            layers=job.layers,
+            offload=job.offload,
+            quantize=job.quantize,
+        )
     except Exception as error:
         # Whatever diffusers finds wrong with a folder of weights; it has no class of its own for that.
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"The model {job.plan.model.name} cannot be loaded: {reason}") from error
-    return job, pipe
+        raise ValueError(f"The model {model.name} cannot be loaded: {reason}") from error
 
 
-def _record(job: Job, stop: Stop) -> int:
+def record(job: Job, pipe: LongTakePipeline, stop: Stop) -> int:
+    """Makes the video of a settled job; returns the exit code."""
     request, plan = job.request, job.plan
     try:
-        job, pipe = _load(job)
         settings = {
-            "model": plan.model.name if plan.model.name in MODELS else str(plan.model.folder.absolute()),
+            "model": plan.model.place,
+            "choice": plan.model.choice.to_dict(),
             "signature": plan.model.signature(),
-            "device": job.device,
+            "device": ",".join(job.devices),
+            "offload": job.offload,
             "seconds": plan.seconds,
             "every": job.every,
-        }
+        } | ({} if job.quantize is None else {"quantize": job.quantize})
         if job.found is None:
-            take = pipe.start(job.script, plan.policy, job.seed, plan.height, plan.width, job.on_change)
+            take = pipe.start(
+                job.script,
+                plan.policy,
+                job.seed,
+                plan.height,
+                plan.width,
+                job.on_change,
+                image=request.image,
+                video=request.continue_from,
+                on_past=None if request.quiet else PastLine(),
+            )
             pipe.encode_prompt(job.script.segments[0].prompt)  # refuses a prompt without a known word
             recording = Recording.start(take, request.out, snapshot_every=job.every, settings=settings)
             if request.out.exists() and not request.overwrite:

@@ -9,60 +9,77 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from longtake.checkpoints.choice import Choice
+from longtake.checkpoints.sources import parse_lora
+from longtake.facts import ModelFacts
 from longtake.lock import is_locked, locked_by_another
-from longtake.memory import PROMPT_CHANGES, parse_memory
-from longtake.plan import DTYPE_BYTES, ModelFacts, Plan, count, default_dtype, format_bytes, format_seconds
+from longtake.memory import parse_memory
+from longtake.placement import OFFLOADS, check_offload, parse_devices
+from longtake.plan import DTYPE_BYTES, Plan, count, default_dtype, format_bytes, format_seconds
 from longtake.pocket.words import MAX_WORDS, content_words, unknown_words, what_it_knows, words_too_many
-from longtake.prompts import Script, parse_duration, parse_script
+from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
 
 DEFAULT_SECONDS = 30.0
-ON_CHANGE = (*PROMPT_CHANGES, "recache")
+DEFAULT_OUT = Path("take.mp4")
 DTYPES = ("auto", *DTYPE_BYTES)
-DEVICES = ("auto", "cpu", "cuda", "mps")
+QUANTIZE = ("fp8", "int8")
+_LARGE_SNAPSHOT = 10**9  # bytes
 _THREADS_PER_CPU = 4  # more only stand in each other's way
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed; None for what was not."""
+    """What was typed; None for what was not. ``choice`` takes the place of ``model``, ``components`` and ``loras``."""
 
     prompt: str | None
-    out: Path
+    out: Path = DEFAULT_OUT
     seconds: str | None = None
     model: str | None = None
+    components: Path | None = None
+    loras: tuple[str, ...] = ()
     memory: str | None = None
     seed: int | None = None
+    image: Path | None = None
+    continue_from: Path | None = None
     height: int | None = None
     width: int | None = None
     dtype: str | None = None
     device: str | None = None
+    devices: str | None = None
+    offload: str | None = None
+    quantize: str | None = None
     on_change: str | None = None
     every: str | None = None
     threads: int | None = None
     resume: bool = False
     overwrite: bool = False
     quiet: bool = False
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """What will be done, all settled. ``found`` is what is continued, if anything; ``device`` may be "auto"."""
+    """What will be done, all settled. ``found`` is what is continued, if anything; ``devices`` may be ("auto",), and
+    ``layers``, the blocks per device, may be open."""
 
     request: Request
     plan: Plan
     script: Script
     seed: int
     dtype: str
-    device: str
+    devices: tuple[str, ...]
+    offload: str
+    quantize: str | None
     on_change: str
     every: float
     found: Recorded | None
     warnings: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
 
     @property
     def done(self) -> int | None:
@@ -92,13 +109,19 @@ def prepare(request: Request) -> Job:
         raise ValueError(f"--threads must be 1 or more, here at most {most}, not {request.threads}.")
     for option, value, accepted in (
         ("--dtype", request.dtype, DTYPES),
-        ("--device", request.device, DEVICES),
-        ("--on-change", request.on_change, ON_CHANGE),
+        ("--offload", request.offload, OFFLOADS),
+        ("--quantize", request.quantize, QUANTIZE),
+        ("--on-change", request.on_change, CHANGES),
     ):
         if value is not None and value not in accepted:
             raise ValueError(f"{option} must be one of {', '.join(accepted)}, not {value!r}.")
     if request.prompt is None and not request.resume:
         raise ValueError('A prompt is needed, e.g. longtake generate "a red ball rolls over a meadow".')
+    if request.device is not None and request.devices is not None:
+        raise ValueError("--device names one place to compute and --devices several: give one of them.")
+    if request.image is not None and request.continue_from is not None:
+        raise ValueError("A take begins with a picture (--image) or after a video (--continue-from): give one of them.")
+    settle_devices(request.device, request.devices)
     # Before anything is read from the disk: these need no context.
     seconds = None if request.seconds is None else parse_duration(request.seconds)
     if request.prompt is not None:
@@ -161,14 +184,11 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
             )
         return old
 
-    facts = ModelFacts.read(request.model or kept.get("model", "pocket"))
-    signature = kept.get("signature")
-    if signature is not None and signature != facts.signature():
-        raise ValueError(
-            f"The snapshot of {request.out} was made with another model, or other weights, than {facts.name} is now: "
-            f"it needs {kept.get('model')} as it was."
-        )
-    memory = request.memory or data.get("policy", "memrope")
+    facts = ModelFacts.read(_choice(request, kept))
+    signature, now = kept.get("signature"), facts.signature()
+    if None not in (signature, now) and signature != now:
+        raise ValueError(other_model(request.out, facts, kept))
+    memory = request.memory or data.get("policy", facts.memory)
     policy = parse_memory(memory, facts.chunk)
     if found is not None and policy != parse_memory(data["policy"], facts.chunk):
         agreed("--memory", request.memory, data["policy"], None)
@@ -178,22 +198,69 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     on_change = agreed("--on-change", request.on_change, data.get("on_change"), "keep")
     asked = None if request.dtype == "auto" else request.dtype
     dtype = agreed("--dtype", asked, str(data.get("dtype", "")).removeprefix("torch."), "auto")
-    device = settle_device(request.device or kept.get("device", "auto"))
-    every = parse_duration(request.every) if request.every else float(kept.get("every", SNAPSHOT_EVERY))
+    quantize = agreed("--quantize", request.quantize, kept.get("quantize"), None)
+    devices = settle_devices(request.device, request.devices, kept.get("device"))
+    offload = request.offload or kept.get("offload")
+    if offload is not None and devices != ("auto",):
+        check_offload(offload, devices)
 
     script = _script(request, found, seconds, facts)
     length = seconds or (script.seconds if request.prompt is not None else None) or kept.get("seconds")
     length = float(length or script.seconds or DEFAULT_SECONDS)
-    if dtype == "auto" and device != "auto":
-        dtype = default_dtype(device)
-    plan = Plan(facts, policy, length, height, width, "float32" if dtype == "auto" else dtype)
+    if devices != ("auto",):
+        dtype = default_dtype(devices[0]) if dtype == "auto" else dtype
+        offload = offload or default_offload(devices)
+    past = "image" if request.image is not None else "video" if request.continue_from is not None else None
+    plan = Plan(facts, policy, length, height, width, "float32" if dtype == "auto" else dtype, past)
+    every = parse_duration(request.every) if request.every else float(kept.get("every", default_every(plan)))
     warnings = _check_words(script, facts) if request.prompt is not None else []
-    if found is not None and device != kept.get("device", device):
-        warnings.append(f"On {device}, the video continues a little differently than on {kept['device']}.")
-    job = Job(request, plan, script, seed, dtype, device, on_change, every, found, tuple(warnings))
+    kinds, before = ({name.split(":")[0] for name in names} for names in (devices, kept.get("device", "").split(",")))
+    if found is not None and before not in ({""}, kinds):
+        warnings.append(f"On {', '.join(devices)}, the video continues a little differently than on {kept['device']}.")
+    if request.image is not None or request.continue_from is not None:
+        _check_past(request, found, height, width, facts.fps)
+    job = Job(
+        request, plan, script, seed, dtype, devices, offload or "", quantize, on_change, every, found, tuple(warnings)
+    )
     if job.done is None:
         _check_room(job)
     return job
+
+
+def _choice(request: Request, kept: Mapping[str, Any]) -> Choice:
+    """The model that was asked for; what was not said is as it was when the video was begun."""
+    old = Choice.from_dict(kept["choice"]) if "choice" in kept else Choice(str(kept.get("model", "pocket")))
+    if request.choice is not None:
+        return request.choice
+    loras = tuple(parse_lora(text) for text in request.loras)
+    if request.model is None:
+        return replace(old, components=request.components or old.components, loras=loras or old.loras)
+    return Choice(request.model, request.components or (old.components if kept else None), loras or old.loras)
+
+
+def other_model(out: Path, facts: ModelFacts, kept: Mapping[str, Any]) -> str:
+    """The sentence for a snapshot that another model was used for."""
+    return (
+        f"The snapshot of {out} was made with another model, or other weights, than {facts.name} is now: "
+        f"it needs {kept.get('model')} as it was."
+    )
+
+
+def _check_past(request: Request, found: Recorded | None, height: int, width: int, fps: int) -> None:
+    """Refuses a picture or video that a take cannot start from."""
+    if found is not None:
+        option = "--image" if request.image is not None else "--continue-from"
+        raise ValueError(f"{option} is for the start of a take, and {request.out} has begun: leave it out.")
+    from longtake.pictures import read_clip, read_picture
+
+    if request.image is not None:
+        read_picture(request.image, height, width)
+    elif request.continue_from is not None:
+        if request.continue_from.exists() and request.out.exists() and request.continue_from.samefile(request.out):
+            raise ValueError(
+                f"{request.out} cannot be continued into itself: --resume does that, or choose another --out."
+            )
+        read_clip(request.continue_from, height, width, fps)
 
 
 def _script(request: Request, found: Recorded | None, seconds: float | None, facts: ModelFacts) -> Script:
@@ -245,15 +312,32 @@ def _check_room(job: Job) -> None:
             f"{format_seconds(plan.seconds)} of video need about {format_bytes(needed)} on the disk of {out.parent}, "
             f"where {format_bytes(free)} are free: ask for fewer --seconds or choose another --out."
         )
-    with contextlib.suppress(ValueError, AttributeError, OSError):  # not known everywhere
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if plan.memory_bytes > memory > 0 and job.device == "cpu":
-            too_much = f"{format_bytes(plan.memory_bytes)} of memory, and this computer has {format_bytes(memory)}"
-            raise MemoryError(f"Frames of {plan.height}x{plan.width} need {too_much}: choose a smaller size.")
 
 
-def settle_device(device: str) -> str:
-    """``cpu`` for ``auto`` where it is plain without torch that there is nothing else."""
-    if device != "auto" or sys.platform != "linux":
-        return device
-    return "auto" if any(os.path.exists(p) for p in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")) else "cpu"
+def settle_devices(device: str | None, devices: str | None, kept: str | None = None) -> tuple[str, ...]:
+    """Where to compute: ``("auto",)``, or names. Of ``auto``, ``("cpu",)`` is left where it is plain without torch that
+    there is nothing else.
+
+    Raises:
+        ValueError: for a name that is not one of a device.
+    """
+    asked = (devices or device or kept or "auto").strip().lower()
+    if asked != "auto":
+        names = parse_devices(asked)
+        if device is not None and len(names) > 1:
+            raise ValueError(f"--device names one place to compute, not {device!r}: --devices takes several.")
+        return names
+    if sys.platform != "linux":
+        return ("auto",)
+    gpus = any(os.path.exists(p) for p in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+    return ("auto",) if gpus else ("cpu",)
+
+
+def default_every(plan: Plan) -> float:
+    """Seconds of video between snapshots: rarely where one takes long to write."""
+    return SNAPSHOT_EVERY * (6 if plan.snapshot_bytes > _LARGE_SNAPSHOT else 1)
+
+
+def default_offload(devices: tuple[str, ...]) -> str:
+    """On a GPU the text encoder, the largest part by far and needed for a moment only, waits on the CPU."""
+    return "text" if any(name.startswith("cuda") for name in devices) else "none"

@@ -79,6 +79,19 @@ def warn(text: str) -> None:
     say(f"Warning: {text}")
 
 
+class PastLine:
+    """Says every 5 seconds how far the reading of a given video is; nothing if it takes less."""
+
+    def __init__(self) -> None:
+        self._shown = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _PLAIN_EVERY:
+            self._shown = now
+            _put(f"Remembering the video: {done} of {count(total, 'chunk')} ({100 * done // total}%)")
+
+
 class ProgressLine:
     """One line that says how far a recording is: redrawn in a terminal, a new one every 5 seconds elsewhere."""
 

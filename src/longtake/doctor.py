@@ -156,9 +156,10 @@ def _free_memory() -> str:
 
 
 def _pocket(facts: dict[str, str]) -> LongTakePipeline:
-    from longtake.checkpoints import find_model, load
+    from longtake.checkpoints import load, load_registry
 
-    folder = find_model("pocket")
+    folder = load_registry()["pocket"].folder
+    assert folder is not None
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     facts["pocket"] = f"{format_bytes(size)} in {folder}"
     return load("pocket")

@@ -1,31 +1,22 @@
-"""What a take will be, before it is made: frames, chunks, memory, bytes. Imports nothing heavy.
-
-A model's facts are read from the JSON files of its folder, so a plan, or the refusal of an impossible one, costs
-milliseconds.
-"""
+"""What a take will be, before it is made: frames, chunks, memory, bytes. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from longtake.checkpoints import find_model
+from longtake import sizes
+from longtake.facts import ModelFacts
 from longtake.memory import MemoryPolicy, MemRoPE
-from longtake.pocket.words import vocabulary
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
 # H.264 at the writer's quality takes about 0.7 bits per pixel in the pocket world (64x64, all edges; measured). Large
 # pictures have fewer details per pixel. On the low side, as a take is refused on this estimate.
 _BITS_PER_PIXEL, _MORE_BITS_WHEN_SMALL, _SMALL = 0.1, 0.5, 64 * 64
 _BYTES_PER_FRAGMENT = 900  # headers, per chunk
-_SAMPLES, _SAMPLE_BYTES = 64, 4096
 # Operations per second that get done, for the estimate of a plan only: rough, by a factor of two either way. For a
 # CPU per core (measured with the pocket model on two cores with AVX-512), and as little as this is gained by more.
 _SPEED = {
@@ -46,113 +37,6 @@ def frames_in(seconds: float, fps: float) -> int:
     return max(1, round(seconds * fps))
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the JSON files of a model's folder say.
-
-    Attributes:
-        name: as it was asked for; ``folder``: where it is.
-        size: default (height, width) in pixels; ``step``: both must be multiples of it.
-        fps: frames per second; ``chunk``: latent frames per chunk; ``temporal``: frames per latent frame.
-        denoising_steps: forwards per chunk, the commit not counted.
-        ffn: width of the transformer's feed-forward layers; ``longest``: most positions along any axis.
-    """
-
-    name: str
-    folder: Path
-    size: tuple[int, int]
-    fps: int
-    chunk: int
-    denoising_steps: int
-    spatial: int
-    temporal: int
-    patch: tuple[int, int, int]
-    layers: int
-    heads: int
-    head_dim: int
-    ffn: int
-    longest: int
-    vae: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, name: str) -> ModelFacts:
-        """Facts of a named model or folder.
-
-        Raises:
-            ValueError: if there is no such model, or its folder is not one of a Wan text-to-video model.
-        """
-        folder = find_model(name)
-        try:
-            index, transformer, vae = (
-                json.loads((folder / part).read_text())
-                for part in ("model_index.json", "transformer/config.json", "vae/config.json")
-            )
-            height, width = index.get("default_size", (480, 832))
-            patch = transformer.get("patch_size", (1, 2, 2))
-            if transformer["_class_name"] != "WanTransformer3DModel" or vae["_class_name"] != "AutoencoderKLWan":
-                raise ValueError
-            return cls(
-                name,
-                folder,
-                (int(height), int(width)),
-                int(index.get("fps", 16)),
-                int(index.get("chunk_frames", 3)),
-                len(index.get("denoising_steps", (1000, 750, 500, 250))),
-                int(vae.get("scale_factor_spatial", 8)),
-                int(vae.get("scale_factor_temporal", 4)),
-                (int(patch[0]), int(patch[1]), int(patch[2])),
-                int(transformer.get("num_layers", 40)),
-                int(transformer.get("num_attention_heads", 40)),
-                int(transformer.get("attention_head_dim", 128)),
-                int(transformer.get("ffn_dim", 13824)),
-                int(transformer.get("rope_max_seq_len", 1024)),
-                vae,
-            )
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise ValueError(
-                f"{folder} is not a Wan text-to-video model as diffusers saves it "
-                "(transformer: WanTransformer3DModel, vae: AutoencoderKLWan)."
-            ) from None
-
-    @property
-    def step(self) -> int:
-        """Height and width must be multiples of this."""
-        return self.spatial * self.patch[1]
-
-    @cached_property
-    def knows_pocket_words_only(self) -> bool:
-        """Whether the tokenizer has one token per word, and those are the pocket model's."""
-        try:
-            model = json.loads((self.folder / "tokenizer" / "tokenizer.json").read_text())["model"]
-            return bool(model["type"] == "WordLevel" and set(vocabulary()) <= set(model["vocab"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    def signature(self) -> str:
-        """Tells models apart by what is in their folder, without loading them.
-
-        Settings, and the size and 64 samples of every file of weights: another training run differs in every sample.
-        """
-        digest = hashlib.sha256()
-        for path in sorted(p for p in self.folder.glob("*/*") if p.suffix in (".json", ".safetensors", ".bin")):
-            if path.suffix == ".json":
-                try:
-                    content = json.loads(path.read_text())
-                except (OSError, ValueError):
-                    continue
-                if isinstance(content, dict):  # names beginning with "_" say who saved the file and from where
-                    content = {k: v for k, v in content.items() if not k.startswith("_")}
-                digest.update(json.dumps(content, sort_keys=True).encode())
-                continue
-            size = path.stat().st_size
-            digest.update(f"{path.parent.name}/{path.name} {size}".encode())
-            with path.open("rb") as f:
-                for index in range(_SAMPLES):
-                    f.seek(size * index // _SAMPLES)
-                    digest.update(f.read(_SAMPLE_BYTES))
-        return digest.hexdigest()[:32]
-
-
 def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
     total = policy.capacity(chunk)
@@ -164,7 +48,8 @@ def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A take that is about to be made. Sizes in pixels, everything else as it is called.
+    """A take that is about to be made. Sizes in pixels, everything else as it is called; ``past`` is what it starts
+    from: "image", "video", or None.
 
     Raises:
         ValueError: for a size that the model or a video file cannot have, or a memory without room for a chunk.
@@ -176,6 +61,7 @@ class Plan:
     height: int
     width: int
     dtype: str = "float32"
+    past: str | None = None
 
     def __post_init__(self) -> None:
         step = self.model.step
@@ -199,9 +85,10 @@ class Plan:
 
     @property
     def chunks(self) -> int:
-        """Chunks to make; the last one may be cut."""
-        latents = 1 + math.ceil((self.frames - 1) / self.model.temporal)
-        return math.ceil(latents / self.model.chunk)
+        """Chunks to make; the last one may be cut. With a picture as past, the first one gives the picture only; with a
+        video, all are of the same length."""
+        latents = math.ceil((self.frames - (self.past != "video")) / self.model.temporal)
+        return (self.past == "image") + math.ceil((latents + (self.past is None)) / self.model.chunk)
 
     @property
     def layout(self) -> str:
@@ -221,7 +108,7 @@ class Plan:
         per_token = 2 * (4 + 2) * width**2 + 4 * width * model.ffn
         per_token += 4 * width * self.policy.capacity(self._chunk_slots) * self._frame_tokens
         forward = model.layers * per_token * self._chunk_slots * self._frame_tokens
-        return (model.denoising_steps + 1) * forward + self._decoder_operations
+        return (len(model.denoising_steps) + 1) * forward + self._decoder_operations
 
     @property
     def _decoder_operations(self) -> float:
@@ -237,26 +124,22 @@ class Plan:
     def estimate_seconds(self, device: str, cores: int = 1) -> float:
         """Seconds that making the video may take, the loading of the model not counted: a guess, from the work."""
         speed = _SPEED[device, self.dtype] * (cores**_MORE_CORES if device == "cpu" else 1)
-        calls = (self.model.denoising_steps + 1) * self.model.layers
+        calls = (len(self.model.denoising_steps) + 1) * self.model.layers
         chunk = self.chunk_operations / speed + calls * _SECONDS_PER_BLOCK
         return self.chunks * chunk + self.frames * self.height * self.width * _SECONDS_PER_PIXEL
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the memory holds all the time: keys as stored, keys as rotated, values, and running averages."""
-        tokens = self._frame_tokens
-        per_token = self.model.layers * self.model.heads * self.model.head_dim
-        count = 3 * self.policy.capacity(self._chunk_slots) * tokens * per_token * DTYPE_BYTES[self.dtype]
-        if isinstance(self.policy, MemRoPE):
-            per_position = self.policy.pooling == "position" or self.policy.adaptive
-            count += 2 * 2 * (tokens if per_position else 1) * per_token * 4
-        return count
+        model = self.model
+        sizes_of_all = (model.layers, model.heads, model.head_dim, self._frame_tokens, self._chunk_slots)
+        return sizes.memory_bytes(self.policy, *sizes_of_all, DTYPE_BYTES[self.dtype])
 
     @property
     def snapshot_bytes(self) -> int:
         """Bytes of a snapshot: the memory's keys and values, and the last two frames at every layer of the decoder."""
-        width = DTYPE_BYTES[self.dtype]
-        return self.memory_bytes * 2 // 3 + self._decoder_values * width
+        cache = sizes.decoder_cache(self.model.vae, self.height, self.width)
+        return self.memory_bytes * 2 // 3 + cache * DTYPE_BYTES[self.dtype]
 
     @property
     def _decoder_shape(self) -> tuple[list[int], int, int]:
@@ -266,14 +149,6 @@ class Plan:
         dims = [base * int(m) for m in reversed(vae.get("dim_mult", (1, 2, 4, 4)))]
         blocks = int(vae.get("num_res_blocks", 2)) + 1
         return dims, blocks, (self.height // self.model.spatial) * (self.width // self.model.spatial)
-
-    @property
-    def _decoder_values(self) -> int:
-        dims, blocks, pixels = self._decoder_shape
-        total = 2 * 4 * dims[0] * pixels  # the middle
-        for level, dim in enumerate(dims):
-            total += 2 * 2 * blocks * dim * pixels * 4**level
-        return total
 
     @property
     def video_bytes(self) -> int:
@@ -299,7 +174,7 @@ def bfloat16_units() -> list[str]:
 
 def default_dtype(device: str) -> str:
     """What ``--dtype auto`` means: bfloat16 where the hardware has it (twice as fast on such a CPU), else float32."""
-    return "bfloat16" if device == "cuda" or (device == "cpu" and bfloat16_units()) else "float32"
+    return "bfloat16" if device.startswith("cuda") or (device == "cpu" and bfloat16_units()) else "float32"
 
 
 def count(number: int, thing: str) -> str:

@@ -1,100 +1,90 @@
-"""Named models, and how to load one. Loading this package does not load torch."""
+"""Models: those known by name, published checkpoints, and how to load one. Loading this package does not load torch."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from longtake.checkpoints.choice import Choice
+from longtake.checkpoints.registry import ModelInfo, load_registry
+from longtake.checkpoints.sources import LoraFile, Sources
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
 
-_POCKET = Path(__file__).parent.parent / "pocket" / "weights"
+__all__ = ["Choice", "LoraFile", "ModelInfo", "Sources", "load", "load_registry"]
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model known by name: one line on what it is, its source, its folder, and its size for planning.
-
-    ``size`` is (height, width) in pixels; ``layers``, ``heads`` and ``head_dim`` are the transformer's.
-    """
-
-    description: str
-    source: str
-    folder: Path
-    size: tuple[int, int]
-    fps: int = 16
-    chunk: int = 3
-
-
-MODELS: dict[str, ModelInfo] = {
-    "pocket": ModelInfo(
-        "a tiny Wan in a toy world of 64x64 pixels, real time on a CPU; ships with the package",
-        "trained by this project, Apache-2.0",
-        _POCKET,
-        (64, 64),
-    ),
-}
-
-
-def find_model(name: str) -> Path:
-    """The folder of a model: a name of :data:`MODELS`, or the path of a folder that diffusers can load.
-
-    Raises:
-        ValueError: if it is neither, in one sentence.
-    """
-    folder = MODELS[name].folder if name in MODELS else Path(name)
-    if not (folder / "model_index.json").is_file():
-        known = ", ".join(MODELS)
-        raise ValueError(f"There is no model {name!r}; accepted are {known}, or a folder saved by diffusers.")
-    return folder
-
-
-def _strict(loader: Any, folder: Path, part: str, **options: Any) -> Any:
-    """One part of a model, with every weight accounted for: diffusers itself only warns, or fails much later."""
-    try:
-        model, info = loader.from_pretrained(folder, subfolder=part, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"The {part} in {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
-    for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(str(n) for n in info.get(f"{kind}_keys") or ())
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise ValueError(f"The {part} in {folder} has {kind} weights: {', '.join(names[:5])}{more}.")
-    return model
-
-
-def load(name: str = "pocket", dtype: Any = None, device: str = "cpu") -> LongTakePipeline:
-    """Loads a model by name or folder, strictly.
+def load(
+    name: str | Choice = "pocket",
+    dtype: Any = None,
+    device: str | None = None,
+    *,
+    components: str | os.PathLike[str] | None = None,
+    loras: Sequence[str | LoraFile] = (),
+    devices: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+    offload: str | None = None,
+    quantize: str | None = None,
+) -> LongTakePipeline:
+    """Loads a model, strictly: every weight is accounted for. A named one that is not here yet is downloaded first.
 
     Args:
-        name: see :func:`find_model`.
-        dtype: a ``torch.dtype``; float32 by default.
-        device: where to put it.
+        name: a name of ``longtake models``; a folder saved by diffusers; an original Wan folder; or a published
+            checkpoint (.pt, .pth, .safetensors), which may be followed by ``#`` and the key of its weights.
+        dtype: a ``torch.dtype``; float32 by default on a CPU, bfloat16 on a GPU.
+        device: where to put it; the CPU by default.
+        components: a diffusers or original Wan folder for everything but the transformer. By default a bare
+            transformer gets that of the Wan of its size, which may be downloaded.
+        loras: files of LoRA weights, as "PATH" or "PATH:SCALE", to be fused into the weights in this order.
+        devices: two or more instead of one: the blocks are split between them, see :func:`longtake.placement.place`.
+        layers: blocks per device; as even as can be by default.
+        offload: what waits on the CPU, see :data:`longtake.placement.OFFLOADS`; by default the text encoder if the
+            device is a GPU.
+        quantize: "fp8" or "int8": how the blocks' weights are kept, see :func:`longtake.quantize.quantize`.
 
     Raises:
-        ValueError: if there is no such model, or its weights are not exactly those it needs; names them.
+        ValueError: if there is no such model, a download fails, or the weights are not exactly those it needs; one
+            sentence.
     """
-    folder = find_model(name)
+    from longtake.checkpoints.assemble import assemble
+    from longtake.checkpoints.hub import download
+    from longtake.checkpoints.sources import parse_lora
+    from longtake.facts import ModelFacts
+
+    choice = name
+    if not isinstance(choice, Choice):
+        choice = Choice(
+            choice,
+            None if components is None else Path(components),
+            tuple(parse_lora(x) if isinstance(x, str) else x for x in loras),
+        )
+    facts = ModelFacts.read(choice)
+    sources = download(facts.info)
     # Must be there before torch is loaded. Where anything else is running, threads that wait busily make every small
     # operation of a CPU take tens of times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-    from diffusers.pipelines import pipeline_utils
-    from transformers import UMT5EncoderModel
 
-    from longtake.pipeline import LongTakePipeline
+    from longtake.placement import check_devices, check_offload, place
+    from longtake.quantize import quantize as quantized
 
-    # Newer diffusers warn about `torch_dtype`, older ones do not know `dtype`.
-    name_of_dtype = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
-    options = {name_of_dtype: dtype or torch.float32}
-    parts = {
-        "transformer": _strict(WanTransformer3DModel, folder, "transformer", **options),
-        "vae": _strict(AutoencoderKLWan, folder, "vae", **options),
-        "text_encoder": _strict(UMT5EncoderModel, folder, "text_encoder", dtype=dtype or torch.float32),
+    wanted = tuple(devices) or (device or "cpu",)
+    on_gpu = any(x.startswith("cuda") for x in wanted)
+    offload = offload or ("text" if on_gpu else "none")
+    check_devices(wanted)
+    check_offload(offload, wanted)
+    dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
+    settings = {
+        "denoising_steps": facts.denoising_steps,
+        "chunk_frames": facts.chunk,
+        "fps": facts.fps,
+        "default_size": facts.size,
     }
-    pipe = LongTakePipeline.from_pretrained(folder, **parts, **options)
-    pipe.to(device)
+    pipe = assemble(sources, dtype, settings, facts.shift)
+    if quantize is not None:
+        quantized(pipe.transformer, quantize)
+    place(pipe, wanted, offload, layers)
     return pipe

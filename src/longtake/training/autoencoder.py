@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 -m longtake.training.autoencoder --folder runs/pocke
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from diffusers import AutoencoderKLWan
 from longtake.pocket.model import build_vae
 from longtake.pocket.world import SIZE, Scenes, render, sample_scenes
 from longtake.training.clip_vae import decode_clip, encode_clip
-from longtake.training.loop import Stage
+from longtake.training.loop import Stage, command_line
 
 FRAMES = 25  # shorter clips leave the causal receptive field untrained: colours drift when decoding goes on
 
@@ -137,9 +136,7 @@ def train(folder: Path, minutes: float, crops: int = 8, lr: float = 2e-3, pool: 
 
 def main() -> None:
     """Command line of this stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
-    parser.add_argument("--minutes", type=float, default=28)
+    parser = command_line(__doc__, minutes=28)
     parser.add_argument("--crops", type=int, default=8)
     args = parser.parse_args()
     stage = train(args.folder, args.minutes, args.crops)

@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 -m longtake.training.denoiser --folder runs/pocket -
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from longtake.rope import Rope
 from longtake.sampling import warp
 from longtake.text import encode_text
 from longtake.training.latents import CHUNKS, SequencePool, load_vae
-from longtake.training.loop import Stage
+from longtake.training.loop import Stage, command_line
 from longtake.training.sequence import Plan, attending_sequences, lay_out, plan_sequence
 
 MEMORIES = ("memrope", "sliding:window=12,sink=3,ids=relative")
@@ -150,23 +149,19 @@ def train(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     plans = training_plans()
-    stage.start_clock()
-    while not stage.done:
+
+    def step() -> dict[str, float]:
         with torch.autocast("cpu", torch.bfloat16):
             later, first = sequence_losses(parts, data, plans, rng, sequences, targets, solo)
         (later + first).backward()
-        stage.update({"later": later.item(), "first": first.item()})
-        if stage.steps % 8 == 0:
-            data.renew()
-    stage.copy_ema()
-    return stage
+        return {"later": later.item(), "first": first.item()}
+
+    return stage.run(step, data.renew, every=8)
 
 
 def main() -> None:
     """Command line of this stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
-    parser.add_argument("--minutes", type=float, default=48)
+    parser = command_line(__doc__, minutes=48)
     parser.add_argument("--compile", action="store_true", help="compile the blocks (needs a C++ compiler)")
     args = parser.parse_args()
     train(args.folder, args.minutes, compile_blocks=args.compile)

@@ -7,10 +7,11 @@ own batches and gradients are averaged (gloo on CPU).
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ class Stage:
         """The budget runs from here: call it after preparing data, before the first step."""
         self._tick = self._saved = time.monotonic()
 
+    def run(self, step: Callable[[], dict[str, float]], renew: Callable[[], object], every: int) -> Stage:
+        """Trains to the end of the budget, starting the clock; returns the stage with its averaged weights in place.
+
+        Args:
+            step: makes gradients, and gives the losses to be logged.
+            renew: brings new data; called once ``every`` so many steps.
+        """
+        self.start_clock()
+        while not self.done:
+            self.update(step())
+            if self.steps % every == 0:
+                renew()
+        self.copy_ema()
+        return self
+
     def update(self, losses: dict[str, float], clip: float = 1.0) -> None:
         """Averages the gradients over processes, steps, averages the weights, logs, and saves now and then."""
         now = time.monotonic()
@@ -152,6 +168,14 @@ class Stage:
         """Puts the averaged weights into the modules: the end of a stage."""
         for p, average in zip(self.params, self.ema, strict=True):
             p.data.copy_(average)
+
+
+def command_line(description: str | None, minutes: float) -> argparse.ArgumentParser:
+    """The options that every stage has: ``--folder`` and ``--minutes``. Of the description, the first line is shown."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
+    parser.add_argument("--minutes", type=float, default=minutes)
+    return parser
 
 
 def load_averaged(path: Path, modules: dict[str, torch.nn.Module]) -> None:

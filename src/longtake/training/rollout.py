@@ -9,7 +9,6 @@ The world's laws are periodic, so "now" is read off the take: the phase at which
 
 from __future__ import annotations
 
-import argparse
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from longtake.pocket.world import PERIODS, Scenes, render, sample_scenes
 from longtake.text import encode_text
 from longtake.training.denoiser import LEVELS, MEMORIES, build, noised, sample_sigmas, sequence_losses, training_plans
 from longtake.training.latents import SequencePool, change, describe, encode, load_vae
-from longtake.training.loop import Stage, load_averaged
+from longtake.training.loop import Stage, command_line, load_averaged
 
 _WARM = 28  # frames before a latent that its encoder looks at
 _SLIP = 2e-3  # how much a worse fit costs per squared frame of clock error: decides when nothing is in the picture
@@ -181,8 +180,8 @@ def train(folder: Path, minutes: float, size: int = 8, pool: int = 200) -> Stage
     data = SequencePool(vae, pool, seed)
     plans = training_plans()
     troupes = [Troupe(parts, vae, m, size, seed + i) for i, m in enumerate(MEMORIES)]
-    stage.start_clock()
-    while not stage.done:
+
+    def step() -> dict[str, float]:
         losses: dict[str, float] = {}
         with torch.autocast("cpu", torch.bfloat16):
             later, first = sequence_losses(parts, data, plans, rng, sequences=1, targets=4, solo=8)
@@ -194,19 +193,14 @@ def train(folder: Path, minutes: float, size: int = 8, pool: int = 200) -> Stage
                     total = total + loss
                 losses[name] = 0.0 if loss is None else loss.item()
         total.backward()
-        stage.update(losses)
-        if stage.steps % 16 == 0:
-            data.renew()
-    stage.copy_ema()
-    return stage
+        return losses
+
+    return stage.run(step, data.renew, every=16)
 
 
 def main() -> None:
     """Command line of this stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=Path("runs/pocket"))
-    parser.add_argument("--minutes", type=float, default=30)
-    args = parser.parse_args()
+    args = command_line(__doc__, minutes=30).parse_args()
     train(args.folder, args.minutes)
 
 

@@ -1,0 +1,46 @@
+"""What every benchmark says of the machine it ran on, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in RAM, in MB; NaN where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, ValueError, IndexError, AttributeError):
+        return float("nan")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers depend on."""
+    import diffusers
+    import torch
+
+    processor = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "processor": processor or platform.processor(),
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def write_results(path: Path, info: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes what :func:`machine` said, with whatever else holds for all rows, and the rows, as JSON."""
+    path.write_text(json.dumps({"machine": info, "rows": rows}, indent=2))

@@ -1,0 +1,40 @@
+"""From files to a pipeline: loads the parts of a model, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from longtake.checkpoints.layout import transformer_settings
+from longtake.checkpoints.original import load_components
+from longtake.checkpoints.published import load_transformer
+from longtake.checkpoints.sources import Sources
+from longtake.pipeline import LongTakePipeline
+
+
+def assemble(sources: Sources, dtype: torch.dtype, settings: Mapping[str, Any], shift: float) -> LongTakePipeline:
+    """The pipeline of a model, on the CPU.
+
+    Args:
+        sources: its files; LoRAs are fused.
+        dtype: of all weights that diffusers does not keep in float32.
+        settings: of the pipeline: ``denoising_steps``, ``chunk_frames``, ``fps`` and ``default_size``.
+        shift: of its scheduler.
+
+    Raises:
+        ValueError: if the weights are not exactly those that the model needs; names them.
+    """
+    like = transformer_settings(sources.components)
+    transformer = load_transformer(sources.transformer, sources.key, dtype, like=like, loras=sources.loras)
+    tokenizer, text_encoder, vae = load_components(sources.components, dtype)
+    return LongTakePipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        **settings,
+    )

@@ -1,0 +1,155 @@
+"""``longtake generate`` with ``--prompts`` or ``--config``: a video per line, in a folder; the model is loaded once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longtake.checkpoints.choice import Choice
+from longtake.checkpoints.sources import LoraFile, parse_lora
+from longtake.cli_generate import load_for, record, settled
+from longtake.cli_prepare import DEFAULT_SECONDS, Job, Request, prepare
+from longtake.cli_progress import Stop, say, warn
+from longtake.configs import Config, read_config, told
+from longtake.plan import count, frames_in
+from longtake.promptfiles import Item, items, read_lines, read_prompts, status
+from longtake.prompts import parse_duration, parse_script
+
+if TYPE_CHECKING:
+    from longtake.pipeline import LongTakePipeline
+
+DEFAULT_FOLDER = Path("takes")
+
+
+def generate_all(
+    request: Request, config: Path | None, prompts: Path | None, start: int | None, end: int | None, out: Path | None
+) -> int:
+    """Makes all videos that are not finished yet; returns the exit code of the first that fails, else 0.
+
+    Args:
+        request: what was typed besides; its ``out`` is not looked at.
+        config: a published configuration, see :mod:`longtake.configs`; what was typed takes the place of what it says.
+        prompts: a file of prompts, in place of the configuration's.
+        start, end: lines.
+        out: the folder; None for the configuration's, else ``takes``.
+    """
+    made: Path | None = None
+    try:
+        if request.prompt is not None:
+            raise ValueError("A prompt on the command line and a file of prompts exclude each other: leave one out.")
+        if request.continue_from is not None:
+            raise ValueError("--continue-from is for one video: give a prompt instead of --prompts or --config.")
+        settings = None if config is None else read_config(config)
+        if settings is not None:
+            request = _with_config(request, settings)
+            if not request.quiet:
+                for line in told(settings):
+                    say(f"Config   {line}")
+        wanted = _items(request, settings, prompts, start or 0, end, out)
+        folder = wanted[0].path.parent
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            made = folder
+        jobs = [job for job in (_job(request, item) for item in wanted) if job is not None]
+    except (ValueError, MemoryError) as error:
+        _remove(made)
+        return say(str(error), 2)
+    except OSError as error:
+        _remove(made)
+        return say(f"{error.strerror or error} ({error.filename}).", 2)
+    if (done := len(wanted) - len(jobs)) and not request.quiet:
+        say(f"Finished before: {done} of {count(len(wanted), 'video')}.")
+    for warning in dict.fromkeys(warning for job in jobs for warning in job.warnings):
+        warn(warning)
+    if not jobs:
+        return 0
+    with Stop() as stop:
+        try:
+            return _record_all(jobs, stop)
+        except KeyboardInterrupt:
+            say("Stopped. The same command goes on.")
+            return 128 + (stop.signal or 2)
+        finally:
+            _remove(made)
+
+
+def _record_all(jobs: list[Job], stop: Stop) -> int:
+    pipe: LongTakePipeline | None = None
+    for number, job in enumerate(jobs, 1):
+        try:
+            if len(jobs) > 1 and not job.request.quiet:
+                say(f"\n{number} of {len(jobs)}")
+            job = settled(job, loaded=pipe is not None)
+            pipe = pipe or load_for(job)
+        except ValueError as error:
+            return say(str(error), 2)
+        if code := record(job, pipe, stop):
+            return code
+    return 0
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+def _items(
+    request: Request, config: Config | None, prompts: Path | None, start: int, end: int | None, out: Path | None
+) -> list[Item]:
+    if config is not None:
+        folder = out or config.output_folder or DEFAULT_FOLDER
+        found = config.items(start, end, prompts_file=prompts, folder=folder)
+        shift = 0 if request.seed is None else request.seed - config.seed
+        return [replace(x, seed=x.seed + shift) for x in found]
+    assert prompts is not None
+    return items(
+        read_prompts(prompts),
+        out or DEFAULT_FOLDER,
+        start=start,
+        end=end,
+        seed=request.seed or 0,
+        titles=read_lines(prompts),
+    )
+
+
+def _with_config(request: Request, config: Config) -> Request:
+    """What was typed, and for all that was not, what the configuration says."""
+    loras: tuple[LoraFile, ...] = ()
+    if request.model is not None:
+        model, components = request.model, request.components
+    else:
+        config.check_files()
+        components = request.components or config.components
+        if config.checkpoint is not None:
+            model = f"{config.checkpoint}#{config.key}" if config.key else str(config.checkpoint)
+        else:
+            model = str(config.sources(components).transformer)
+        loras = () if config.lora is None else (config.lora,)
+    more = tuple(parse_lora(text) for text in request.loras)
+    return replace(
+        request,
+        choice=Choice(model, components, (*loras, *more), config.steps, config.shift, config.chunk),
+        seconds=request.seconds or f"{config.seconds:.6f}",
+        memory=request.memory or config.memory,
+        height=request.height or config.height,
+        width=request.width or config.width,
+        seed=config.seed if request.seed is None else request.seed,
+    )
+
+
+def _job(request: Request, item: Item) -> Job | None:
+    """What is to be done for one video; None if nothing is."""
+    seconds = None if request.seconds is None else parse_duration(request.seconds)
+    script = parse_script(item.script, seconds, default_seconds=DEFAULT_SECONDS)
+    length = seconds or script.seconds or DEFAULT_SECONDS
+    one = replace(request, prompt=item.script, out=item.path, seed=item.seed, resume=False)
+    if not request.overwrite:
+        state = status(item.path, frames_in(length, 16), script, item.seed, request.memory)
+        if state == "done":
+            return None
+        if state == "continue":
+            one = replace(one, resume=True, image=None)
+    return prepare(one)
