@@ -173,9 +173,9 @@ def begin_bytes(
     pooling = 0
     if isinstance(policy, MemRoPE):
         frame = layers * tokens * heads * head_dim * 4
-        # Float32 copies of the frames that leave: two and the two before them; with averages by position also sums.
-        pooling = 8 * frame if _per_position(policy) else frame * (4 if width < 4 else 0)
-        if policy.ids == "absolute":
+        # Averages by position make float32 copies of the frames that leave, two and the two before them, and sums.
+        pooling = 8 * frame if _per_position(policy) else 0
+        if policy.ids == "absolute":  # keys in float32, and rotated
             pooling += 2 * frame
     return max(rotation, pooling)
 

@@ -80,15 +80,20 @@ class MemRoPE(MemoryPolicy):
 
     def _pool(self, memory: Memory, slots: list[int]) -> tuple[Tensor, Tensor]:
         """Mean of the keys and of the values of some slots, float32: [layers, batch, tokens or 1, heads, head_dim]."""
+        import torch
+
+        whole = self.pooling == "global" and not self.adaptive
         sums: list[Tensor] = []
-        # Frame by frame: a gather of all of them in float32 would be the largest tensor of the whole chunk.
+        # Frame by frame, and without a copy in float32 where there need be none: it would be the largest tensor of the
+        # whole chunk.
         for slot in slots:
-            keys, values = memory.keys[:, :, slot].float(), memory.values[:, :, slot].float()
+            pair = [memory.keys[:, :, slot], memory.values[:, :, slot]]
             if self.ids == "absolute":
-                keys = memory.rotated(keys, memory.tags[slot])
-            pair = [keys, values]
-            if self.pooling == "global" and not self.adaptive:
-                pair = [x.mean(2, keepdim=True) for x in pair]
+                pair[0] = memory.rotated(pair[0].float(), memory.tags[slot])
+            if whole:
+                pair = [x.mean(2, keepdim=True, dtype=torch.float32) for x in pair]
+            else:
+                pair = [x.float() for x in pair]
             sums = [a + b for a, b in zip(sums, pair, strict=True)] if sums else pair
         return sums[0] / len(slots), sums[1] / len(slots)
 
