@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +12,20 @@ from typing import TYPE_CHECKING
 from longtake.checkpoints.choice import Choice
 from longtake.checkpoints.sources import LoraFile, parse_lora
 from longtake.cli_generate import load_for, record, settled
-from longtake.cli_prepare import DEFAULT_SECONDS, Job, Request, prepare
+from longtake.cli_prepare import DEFAULT_SECONDS, Job, Request, asked_for, prepare
 from longtake.cli_progress import Stop, say, warn
 from longtake.configs import Config, read_config, told
-from longtake.plan import count, frames_in
+from longtake.facts import ModelFacts
+from longtake.plan import count, format_bytes, frames_in
 from longtake.promptfiles import Item, items, read_lines, read_prompts, status
 from longtake.prompts import parse_duration, parse_script
+from longtake.record import snapshot_path
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
 
 DEFAULT_FOLDER = Path("takes")
+_LARGE = 10**8  # bytes of a snapshot that is not kept for a finished video
 
 
 def generate_all(
@@ -41,6 +46,8 @@ def generate_all(
             raise ValueError("A prompt on the command line and a file of prompts exclude each other: leave one out.")
         if request.continue_from is not None:
             raise ValueError("--continue-from is for one video: give a prompt instead of --prompts or --config.")
+        if request.resume and request.overwrite:
+            raise ValueError("--resume continues videos and --overwrite starts over: give one of them.")
         settings = None if config is None else read_config(config)
         if settings is not None:
             request = _with_config(request, settings)
@@ -48,52 +55,82 @@ def generate_all(
                 for line in told(settings):
                     say(f"Config   {line}")
         wanted = _items(request, settings, prompts, start or 0, end, out)
+        fps = ModelFacts.read(asked_for(request, {})).fps
         folder = wanted[0].path.parent
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            made = folder
-        jobs = [job for job in (_job(request, item) for item in wanted) if job is not None]
+        made = _make(folder)
+        jobs = [job for job in (_job(request, item, fps) for item in wanted) if job is not None and job.done is None]
+        _check_room(jobs, folder)
+        if (done := len(wanted) - len(jobs)) and not request.quiet:
+            say(f"Finished before: {done} of {count(len(wanted), 'video')}.")
+        for warning in dict.fromkeys(warning for job in jobs for warning in job.warnings):
+            warn(warning)
+        with Stop() as stop:
+            try:
+                return _record_all(jobs, stop)
+            except KeyboardInterrupt:
+                say("Stopped. The same command goes on.")
+                return 128 + (stop.signal or 2)
     except (ValueError, MemoryError) as error:
-        _remove(made)
         return say(str(error), 2)
     except OSError as error:
-        _remove(made)
         return say(f"{error.strerror or error} ({error.filename}).", 2)
-    if (done := len(wanted) - len(jobs)) and not request.quiet:
-        say(f"Finished before: {done} of {count(len(wanted), 'video')}.")
-    for warning in dict.fromkeys(warning for job in jobs for warning in job.warnings):
-        warn(warning)
-    if not jobs:
-        return 0
-    with Stop() as stop:
-        try:
-            return _record_all(jobs, stop)
-        except KeyboardInterrupt:
-            say("Stopped. The same command goes on.")
-            return 128 + (stop.signal or 2)
-        finally:
-            _remove(made)
+    finally:
+        if made is not None:
+            _remove(folder, made)
+
+
+def _make(folder: Path) -> Path | None:
+    """Makes a folder with those above it; returns the topmost that was made."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[-1] if missing else None
+
+
+def _remove(folder: Path, topmost: Path) -> None:
+    """Removes what was made, as far as nothing is in it."""
+    with contextlib.suppress(OSError):
+        while True:
+            folder.rmdir()
+            if folder == topmost:
+                return
+            folder = folder.parent
+
+
+def _check_room(jobs: list[Job], folder: Path) -> None:
+    """Refuses what the disk has no room for in the end. Each job was checked by itself, with its snapshots."""
+    needed = sum(job.plan.video_bytes for job in jobs)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{count(len(jobs), 'video')} need about {format_bytes(needed)} on the disk of {folder}, where "
+            f"{format_bytes(free)} are free: choose fewer with --start and --end, or another --out."
+        )
 
 
 def _record_all(jobs: list[Job], stop: Stop) -> int:
-    pipe: LongTakePipeline | None = None
+    pipes: list[LongTakePipeline] = []  # one, or none
+    loaded: tuple[object, ...] | None = None
+
+    def release() -> None:
+        pipes.clear()
+        gc.collect()
+
     for number, job in enumerate(jobs, 1):
-        try:
-            if len(jobs) > 1 and not job.request.quiet:
-                say(f"\n{number} of {len(jobs)}")
-            job = settled(job, loaded=pipe is not None)
-            pipe = pipe or load_for(job)
-        except ValueError as error:
-            return say(str(error), 2)
-        if code := record(job, pipe, stop):
+        if len(jobs) > 1 and not job.request.quiet:
+            say(f"\n{number} of {len(jobs)}")
+        # Videos that were begun with another model or dtype go on with that.
+        job = settled(job, loaded, release)
+        if not pipes:
+            pipes.append(load_for(job))
+            loaded = job.loads
+        if code := record(job, pipes[0], stop):
             return code
+        snapshot = snapshot_path(job.request.out)
+        if job.plan.snapshot_bytes > _LARGE and snapshot.exists():
+            snapshot.unlink()
+            if not job.request.quiet:
+                say(f"Removed the snapshot of the finished video, {format_bytes(job.plan.snapshot_bytes)}.")
     return 0
-
-
-def _remove(folder: Path | None) -> None:
-    if folder is not None:
-        with contextlib.suppress(OSError):  # not empty
-            folder.rmdir()
 
 
 def _items(
@@ -140,14 +177,14 @@ def _with_config(request: Request, config: Config) -> Request:
     )
 
 
-def _job(request: Request, item: Item) -> Job | None:
+def _job(request: Request, item: Item, fps: int) -> Job | None:
     """What is to be done for one video; None if nothing is."""
     seconds = None if request.seconds is None else parse_duration(request.seconds)
     script = parse_script(item.script, seconds, default_seconds=DEFAULT_SECONDS)
     length = seconds or script.seconds or DEFAULT_SECONDS
     one = replace(request, prompt=item.script, out=item.path, seed=item.seed, resume=False)
     if not request.overwrite:
-        state = status(item.path, frames_in(length, 16), script, item.seed, request.memory)
+        state = status(item.path, frames_in(length, fps), script, item.seed, request.memory)
         if state == "done":
             return None
         if state == "continue":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from longtake.record import Recorded, Recording, snapshot_path
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
+
+
+_SMALLER = "ask for a smaller picture, a memory with fewer frames, --offload group or --quantize fp8"
 
 
 def describe(job: Job) -> list[str]:
@@ -105,12 +109,13 @@ def _resumable(job: Job) -> bool:
         return False
 
 
-def settled(job: Job, loaded: bool = False) -> Job:
+def settled(job: Job, loaded: tuple[object, ...] | None = None, release: Callable[[], None] | None = None) -> Job:
     """What can only be known now: the devices that "auto" stands for, whether everything fits there, and the files of
     the model, downloaded if need be. Says what will be done.
 
     Args:
-        loaded: whether the model is there already.
+        loaded: of an earlier job whose pipeline is there, what that ``loads``.
+        release: lets go of that pipeline; called if it is not one for this job.
 
     Raises:
         ValueError: in one sentence, if a device or the model cannot be had, or it does not fit.
@@ -126,7 +131,9 @@ def settled(job: Job, loaded: bool = False) -> Job:
     job = replace(job, devices=devices, offload=offload, dtype=dtype, plan=replace(job.plan, dtype=dtype))
     if not job.request.quiet:
         say("\n".join(describe(job)))
-    if not loaded:
+    if job.loads != loaded:
+        if release is not None:
+            release()
         job = replace(job, layers=_layers(job))
     if job.plan.model.sources is None:
         from longtake.checkpoints.hub import download
@@ -208,6 +215,8 @@ def load_for(job: Job) -> LongTakePipeline:
 
 def record(job: Job, pipe: LongTakePipeline, stop: Stop) -> int:
     """Makes the video of a settled job; returns the exit code."""
+    import torch
+
     request, plan = job.request, job.plan
     try:
         settings = {
@@ -215,7 +224,6 @@ def record(job: Job, pipe: LongTakePipeline, stop: Stop) -> int:
             "choice": plan.model.choice.to_dict(),
             "signature": plan.model.signature(),
             "device": ",".join(job.devices),
-            "offload": job.offload,
             "seconds": plan.seconds,
             "every": job.every,
         } | ({} if job.quantize is None else {"quantize": job.quantize})
@@ -244,6 +252,8 @@ def record(job: Job, pipe: LongTakePipeline, stop: Stop) -> int:
         return say(str(error), 2)
     except OSError as error:
         return say(f"{request.out} cannot be continued: {error.strerror or error}.", 1)
+    except torch.OutOfMemoryError:
+        return say(f"{', '.join(job.devices)} has too little memory to begin the take: {_SMALLER}.", 1)
 
     progress = ProgressLine(request.out.name, recording.frames, quiet=request.quiet)
     try:
@@ -256,6 +266,13 @@ def record(job: Job, pipe: LongTakePipeline, stop: Stop) -> int:
         return say(
             f"The take stopped because its files could not be written ({error.strerror or error}): {kept}"
             f"when there is room again, continue with: {job.continue_command()}",
+            1,
+        )
+    except torch.OutOfMemoryError:
+        progress.end()
+        return say(
+            f"{', '.join(job.devices)} ran out of memory: {_SMALLER}; or, when others have given some back, continue "
+            f"with: {job.continue_command()}",
             1,
         )
     progress.end()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longtake.checkpoints.choice import Choice
+from longtake.checkpoints.choice import Choice, place_of
 from longtake.checkpoints.sources import parse_lora
 from longtake.facts import ModelFacts
 from longtake.lock import is_locked, locked_by_another
@@ -80,6 +80,12 @@ class Job:
     found: Recorded | None
     warnings: tuple[str, ...]
     layers: tuple[int, ...] | None = None
+
+    @property
+    def loads(self) -> tuple[object, ...]:
+        """What the pipeline of a settled job depends on: jobs where it is the same can share one."""
+        choice = sorted(self.plan.model.choice.to_dict().items())
+        return repr(choice), self.dtype, self.devices, self.offload, self.quantize
 
     @property
     def done(self) -> int | None:
@@ -184,7 +190,7 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
             )
         return old
 
-    facts = ModelFacts.read(_choice(request, kept))
+    facts = ModelFacts.read(asked_for(request, kept))
     signature, now = kept.get("signature"), facts.signature()
     if None not in (signature, now) and signature != now:
         raise ValueError(other_model(request.out, facts, kept))
@@ -200,7 +206,7 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     dtype = agreed("--dtype", asked, str(data.get("dtype", "")).removeprefix("torch."), "auto")
     quantize = agreed("--quantize", request.quantize, kept.get("quantize"), None)
     devices = settle_devices(request.device, request.devices, kept.get("device"))
-    offload = request.offload or kept.get("offload")
+    offload = request.offload
     if offload is not None and devices != ("auto",):
         check_offload(offload, devices)
 
@@ -211,11 +217,12 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
         dtype = default_dtype(devices[0]) if dtype == "auto" else dtype
         offload = offload or default_offload(devices)
     past = "image" if request.image is not None else "video" if request.continue_from is not None else None
-    plan = Plan(facts, policy, length, height, width, "float32" if dtype == "auto" else dtype, past)
+    likely = "bfloat16" if sys.platform == "linux" else "float32"  # where it is not known yet, there is a GPU
+    plan = Plan(facts, policy, length, height, width, likely if dtype == "auto" else dtype, past)
     every = parse_duration(request.every) if request.every else float(kept.get("every", default_every(plan)))
     warnings = _check_words(script, facts) if request.prompt is not None else []
     kinds, before = ({name.split(":")[0] for name in names} for names in (devices, kept.get("device", "").split(",")))
-    if found is not None and before not in ({""}, kinds):
+    if found is not None and devices != ("auto",) and before not in ({""}, kinds):
         warnings.append(f"On {', '.join(devices)}, the video continues a little differently than on {kept['device']}.")
     if request.image is not None or request.continue_from is not None:
         _check_past(request, found, height, width, facts.fps)
@@ -227,15 +234,15 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     return job
 
 
-def _choice(request: Request, kept: Mapping[str, Any]) -> Choice:
+def asked_for(request: Request, kept: Mapping[str, Any]) -> Choice:
     """The model that was asked for; what was not said is as it was when the video was begun."""
     old = Choice.from_dict(kept["choice"]) if "choice" in kept else Choice(str(kept.get("model", "pocket")))
     if request.choice is not None:
         return request.choice
     loras = tuple(parse_lora(text) for text in request.loras)
-    if request.model is None:
+    if request.model is None or (kept and place_of(request.model) == old.model):
         return replace(old, components=request.components or old.components, loras=loras or old.loras)
-    return Choice(request.model, request.components or (old.components if kept else None), loras or old.loras)
+    return Choice(request.model, request.components, loras)
 
 
 def other_model(out: Path, facts: ModelFacts, kept: Mapping[str, Any]) -> str:
@@ -324,6 +331,8 @@ def settle_devices(device: str | None, devices: str | None, kept: str | None = N
     asked = (devices or device or kept or "auto").strip().lower()
     if asked != "auto":
         names = parse_devices(asked)
+        if len(names) > 1:  # one name per device: what is free there must count once
+            names = tuple("cuda:0" if name == "cuda" else name for name in names)
         if device is not None and len(names) > 1:
             raise ValueError(f"--device names one place to compute, not {device!r}: --devices takes several.")
         return names

@@ -74,7 +74,13 @@ class ModelFacts:
             vae, text = _parts(info, found)
             if vae.get("_class_name") != "AutoencoderKLWan":
                 raise KeyError("vae")
-            height, width = index.get("default_size", info.size)
+
+            def setting(key: str, named: str, chosen: Any = None) -> Any:
+                """What was asked for; what the registry's entry says itself; what the folder says; the usual."""
+                usual = getattr(info, key)
+                return chosen or (usual if key in info.said else index.get(named) or usual)
+
+            height, width = setting("size", "default_size")
             facts = cls(
                 choice,
                 info,
@@ -83,10 +89,10 @@ class ModelFacts:
                 vae,
                 text,
                 (int(height), int(width)),
-                int(index.get("fps", info.fps)),
-                int(choice.chunk or index.get("chunk_frames", info.chunk)),
-                tuple(float(t) for t in choice.denoising_steps or index.get("denoising_steps", info.denoising_steps)),
-                float(choice.shift or index.get("shift") or info.shift),
+                int(setting("fps", "fps")),
+                int(setting("chunk", "chunk_frames", choice.chunk)),
+                tuple(float(t) for t in setting("denoising_steps", "denoising_steps", choice.denoising_steps)),
+                float(setting("shift", "shift", choice.shift)),
             )
             facts._numbers  # noqa: B018 (read now, so that what is wrong with them is said here)
             return facts
@@ -198,7 +204,9 @@ class ModelFacts:
             return None
         digest = hashlib.sha256()
         for path in sorted(_files(self.sources)):
-            _sample(path, digest)
+            _sample(path, digest, f"{path.parent.name}/{path.name}")
+        if self.sources.transformer.is_file():  # wherever it lies
+            _sample(self.sources.transformer, digest)
         for lora in self.sources.loras:
             digest.update(f"{lora.scale:g}".encode())
             _sample(lora.path, digest)
@@ -210,26 +218,31 @@ def _parts(info: ModelInfo, found: Sources | None) -> tuple[Mapping[str, Any], M
     folder = info.folder or info.components or (None if found is None else found.components)
     if folder is not None and is_original(folder):
         # Nothing but the weights says how large they are.
-        from longtake.checkpoints.original import text_config, vae_config
-        from longtake.checkpoints.weights import read_file
+        from longtake.checkpoints.original import read_part, text_config, vae_config
 
         _, text, vae = original_files(folder)
-        sizes = {"_class_name": "AutoencoderKLWan", **vae_config(read_file(vae)[0], str(vae))}
-        return sizes, text_config(read_file(text)[0], str(text)).to_dict()
+        sizes = {"_class_name": "AutoencoderKLWan", **vae_config(read_part(vae), str(vae))}
+        return sizes, text_config(read_part(text), str(text)).to_dict()
     if folder is not None:
         return read_json(folder / "vae" / "config.json"), read_json(folder / "text_encoder" / "config.json")
-    base = bases()[info.base or ""]
+    base = info.parts_from
+    assert base is not None
     return base.vae, base.text_encoder
 
 
 def _settings(where: Path, components: Path | None) -> dict[str, Any]:
-    """What a pipeline's folder says of sampling and pictures; of the components', if the model is a bare file."""
+    """What a folder that Longtake wrote says of sampling and pictures; the components', if the model is a bare file.
+
+    Not so other folders: the scheduler of the Wan that few-step models were made from is not theirs.
+    """
     for folder in (where, components):
         if folder is None or not (folder / "model_index.json").is_file():
             continue
         index = read_json(folder / "model_index.json")
+        if index.get("_class_name") != "LongTakePipeline":
+            continue
         scheduler = folder / "scheduler" / "scheduler_config.json"
-        config = read_json(scheduler) if scheduler.is_file() and folder == where else {}
+        config = read_json(scheduler) if scheduler.is_file() else {}
         return {**index, "shift": config.get("shift") or config.get("flow_shift")}
     return {}
 
@@ -238,9 +251,7 @@ def _files(sources: Sources) -> Iterable[Path]:
     """All that a model is read from, without its LoRAs."""
     whole = sources.transformer == sources.components
     yield from _files_in(sources.components, ["*"] if whole else ["vae", "text_encoder", "tokenizer"])
-    if sources.transformer.is_file():
-        yield sources.transformer
-    elif not whole:
+    if not whole:
         yield from _files_in(sources.transformer, ["transformer"])
 
 
@@ -250,7 +261,7 @@ def _files_in(folder: Path, parts: Iterable[str]) -> set[Path]:
     return found | {p for part in parts for p in folder.glob(f"{part}/*") if p.suffix in (".json", *_WEIGHTS)}
 
 
-def _sample(path: Path, digest: Any) -> None:
+def _sample(path: Path, digest: Any, name: str = "weights") -> None:
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text())
@@ -261,7 +272,7 @@ def _sample(path: Path, digest: Any) -> None:
         digest.update(json.dumps(content, sort_keys=True).encode())
         return
     size = path.stat().st_size
-    digest.update(f"{path.parent.name}/{path.name} {size}".encode())
+    digest.update(f"{name} {size}".encode())
     with path.open("rb") as f:
         for index in range(_SAMPLES):
             f.seek(size * index // _SAMPLES)

@@ -256,6 +256,9 @@ class Fit:
         host.waiting += self.text_bytes
         if self.offload in ("model", "group"):
             host.waiting += self.transformer_bytes
+        if self.offload == "group" and self.devices[0].startswith("cuda"):
+            # The originals go once all copies have been made.
+            host.waiting += self.size.pinned(self._bytes, self.quantize)
         if self.offload == "model":
             host.waiting += self.vae_bytes
         return loads

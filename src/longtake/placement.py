@@ -280,6 +280,8 @@ def _place(pipe: LongTakePipeline, devices: Sequence[str], offload: str, layers:
     import torch
 
     first, last = torch.device(devices[0]), torch.device(devices[-1])
+    if first.type == "cuda":
+        torch.cuda.set_device(first)  # diffusers makes its streams on the current one
     if offload == "model":
         pipe.enable_model_cpu_offload(device=first)
     elif offload == "group" and first.type != "cpu":  # on a CPU there is nowhere to go

@@ -120,6 +120,14 @@ class TransformerSize:
         edges = (self.first.bytes(width) + self.tables if first else 0) + (self.last.bytes(width) if last else 0)
         return layers * self.block.bytes(width, quantize) + edges
 
+    def pinned(self, width: int, quantize: str | None = None) -> int:
+        """Bytes of a pinned copy of all blocks, as group offloading to CUDA makes it: PyTorch rounds each tensor
+        up to a power of two."""
+        linear = [self.dim**2] * 8 + [self.dim * self.ffn] * 2
+        bytes_each = [numbers * (1 if quantize else width) for numbers in linear]
+        rounded = sum(1 << (count - 1).bit_length() for count in bytes_each)
+        return self.layers * (rounded + self.block.bytes(width, quantize) - sum(bytes_each))
+
     def prompt(self, width: int, layers: int, text_tokens: int) -> int:
         """Bytes of the prompt's keys and values in ``layers`` layers."""
         return 2 * layers * text_tokens * self.dim * width

@@ -94,7 +94,8 @@ def _fits_together(take: Take) -> bool:
     after_video = rest == 0 and 0 <= chunks < index
     after_picture = skip == first - 1
     waiting = take.given is not None
-    began = waiting == (after_picture and skip > 0 and index == 0)
+    # With chunks of one frame nothing is skipped, and a picture that waits is all that tells.
+    began = (after_picture and index == 0) if waiting else not (after_picture and skip > 0 and index == 0)
     latents = [*take.last] if take.given is None else [take.given, *take.last]
     return (
         index >= 0

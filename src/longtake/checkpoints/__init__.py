@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,10 @@ def load(
     from longtake.checkpoints.sources import parse_lora
     from longtake.facts import ModelFacts
 
-    choice = name
-    if not isinstance(choice, Choice):
-        choice = Choice(
-            choice,
-            None if components is None else Path(components),
-            tuple(parse_lora(x) if isinstance(x, str) else x for x in loras),
-        )
+    choice = name if isinstance(name, Choice) else Choice(name)
+    more = tuple(parse_lora(x) if isinstance(x, str) else x for x in loras)
+    folder = choice.components if components is None else Path(components)
+    choice = replace(choice, components=folder, loras=(*choice.loras, *more))
     facts = ModelFacts.read(choice)
     sources = download(facts.info)
     # Must be there before torch is loaded. Where anything else is running, threads that wait busily make every small

@@ -44,7 +44,7 @@ class Choice:
         """For JSON, with absolute paths, so that it means the same anywhere on this computer."""
         data: dict[str, Any] = {"model": place_of(self.model)}
         if self.components is not None:
-            data["components"] = str(self.components.absolute())
+            data["components"] = str(self.components.expanduser().absolute())
         if self.loras:
             data["loras"] = [[str(x.path.absolute()), x.scale, x.key] for x in self.loras]
         if self.denoising_steps is not None:
@@ -77,8 +77,17 @@ def place_of(model: str) -> str:
     """What finds a model again from any folder: its name in the registry, or its absolute path."""
     if model in load_registry():
         return model
-    path, hash_, key = model.partition("#")
-    return str(Path(path).expanduser().absolute()) + hash_ + key
+    path, key = split_key(model)
+    return str(path.absolute()) + (f"#{key}" if key else "")
+
+
+def split_key(model: str) -> tuple[Path, str | None]:
+    """``FILE#KEY`` as the file and the key; what exists as it is has no key."""
+    whole = Path(model).expanduser()
+    text, found, key = model.rpartition("#")
+    if whole.exists() or not found:
+        return whole, None
+    return Path(text).expanduser(), key or None
 
 
 def info_for(choice: Choice) -> ModelInfo:
@@ -98,7 +107,7 @@ def info_for(choice: Choice) -> ModelInfo:
         components = choice.components.expanduser()
         check_components(components)
         transformer = info.folder if info.transformer is None else info.transformer
-        info = replace(info, folder=None, transformer=transformer, base=None, components=components)
+        info = replace(info, folder=None, transformer=transformer, components=components)
     if info.base is None and info.folder is None and info.components is None:
         info = _with_parts(info)
     loras = tuple(LoraInfo(x.path, x.key, x.scale) for x in choice.loras)
@@ -112,15 +121,15 @@ def info_for(choice: Choice) -> ModelInfo:
 
 
 def _info_of_path(model: str, known: str) -> ModelInfo:
-    text, _, key = model.partition("#")
-    path = Path(text).expanduser()
+    path, key = split_key(model)
     if not path.exists():
         raise ValueError(
             f"There is no model {model!r}; accepted are {known}, a folder saved by diffusers, an original Wan folder, "
             "or a .pt or .safetensors file."
         )
     whole = is_diffusers(path) and all((path / part).is_dir() for part in ("vae", "text_encoder", "tokenizer"))
-    if not whole and not is_diffusers(path) and not is_original(path):
+    bare = (path / "config.json").is_file()  # of a transformer by itself, or of something that is refused later
+    if not whole and not bare and not is_diffusers(path) and not is_original(path):
         file_kind(path)
     return ModelInfo(
         name=model,
@@ -137,7 +146,7 @@ def _info_of_path(model: str, known: str) -> ModelInfo:
         folder=path if whole else None,
         base=None,
         transformer=None if whole else path,
-        key=key or None,
+        key=key,
         loras=(),
         origin=path,
     )

@@ -47,12 +47,14 @@ class Needed:
         here: whether it is in the cache.
         partial: bytes of a download that was broken off.
         large: whether the hub keeps it as a large file, by the hash of its content.
+        asked: the revision that was asked for: a branch, where that of ``file`` is the commit that it was at.
     """
 
     file: HubFile
     here: bool
     partial: int = 0
     large: bool = False
+    asked: str = ""
 
     @property
     def bytes(self) -> int:
@@ -159,7 +161,7 @@ def download(info: ModelInfo, say: Callable[[str], None] = _print, quiet: bool =
 
 
 def _plan(info: ModelInfo, ask: bool) -> DownloadPlan:
-    base = bases()[info.base] if info.base else None
+    base = info.parts_from
     groups: dict[tuple[str, str], list[HubFile]] = {}
     for file in (*info.hub_files, *(base.files if base else ())):
         groups.setdefault((file.repo, file.revision), []).append(file)
@@ -218,7 +220,7 @@ def _by_hand(info: ModelInfo) -> str:
 
 def _check_local(info: ModelInfo) -> None:
     """Refuses an entry whose files on this computer are not there: no download can help."""
-    base = bases()[info.base] if info.base else None
+    base = info.parts_from
     parts = [info.folder, info.transformer, base and base.folder, *(lora.file for lora in info.loras)]
     for part in parts:
         if isinstance(part, Path) and not part.exists():
@@ -263,16 +265,16 @@ def _ask(repo: str, revision: str, group: list[HubFile], info: ModelInfo) -> lis
             blob = repo_folder(repo) / "blobs" / (sha256 or "-")
             here = find(file) is not None
             partial = file.size if blob.is_file() and file.size else partial_bytes(file)
-            found[file.path] = Needed(file, here, partial, sha256 is not None)
+            found[file.path] = Needed(file, here, partial, sha256 is not None, revision)
     return list(found.values())
 
 
 def _remember_branches(info: ModelInfo, done: DownloadPlan) -> None:
     """Notes at which commit a branch was, as the library does: what was fetched were commits."""
-    base = bases()[info.base] if info.base else None
-    commits = {need.file.repo: need.file.revision for need in done.files}
+    base = info.parts_from
+    commits = {(need.file.repo, need.asked): need.file.revision for need in done.files}
     for file in (*info.hub_files, *(base.files if base else ())):
-        commit = commits.get(file.repo, file.revision)
+        commit = commits.get((file.repo, file.revision), file.revision)
         if not file.pinned and commit != file.revision:
             ref = repo_folder(file.repo) / "refs" / file.revision
             ref.parent.mkdir(parents=True, exist_ok=True)

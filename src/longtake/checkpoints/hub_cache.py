@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from longtake.checkpoints.registry import BaseInfo, HubFile, ModelInfo, bases
+from longtake.checkpoints.registry import BaseInfo, HubFile, ModelInfo
 from longtake.checkpoints.sources import LoraFile, Sources
 
 _READ = 1 << 22
@@ -81,7 +81,7 @@ def locate(info: ModelInfo) -> Sources | None:
         transformer = components = info.folder if (info.folder / "model_index.json").is_file() else None
     else:
         transformer = None if info.transformer is None else find(info.transformer)
-        components = find_base(bases()[info.base]) if info.base else info.components
+        components = find_base(base) if (base := info.parts_from) else info.components
     loras = [(find(lora.file), lora) for lora in info.loras]
     if transformer is None or components is None:
         return None

@@ -74,7 +74,8 @@ def _old_t5_name(name: str) -> str:
     return f"blocks.{block[1]}.{inner}.weight" if inner else name
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_part(path: Path) -> dict[str, Tensor]:
+    """The weights in a file of an original Wan folder, under bare names. Raises ValueError if it has none."""
     weights = bare(choose(read_file(path)[0], None, _KEYS, str(path)), str(path))
     check_dtypes(weights, str(path))
     return weights
@@ -127,7 +128,7 @@ def load_text_encoder(path: Path, dtype: torch.dtype | None = None) -> UMT5Encod
     Raises:
         ValueError: if it is none, or not whole.
     """
-    weights = _read(path)
+    weights = read_part(path)
     config = text_config(weights, str(path))
     dtype = dtype or common_dtype(weights)
     names = {_t5_name(key) or key: key for key in weights}
@@ -194,7 +195,7 @@ def load_vae(path: Path, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
     Raises:
         ValueError: if it is none, or not whole.
     """
-    weights = _read(path)
+    weights = read_part(path)
     settings = vae_config(weights, str(path))
     dtype = dtype or common_dtype(weights)
     found = {}

@@ -109,6 +109,7 @@ class ModelInfo:
         loras: fused into it, in this order.
         origin: the file that the entry is from.
         components: a folder here for everything but the transformer, in place of the base's.
+        said: which of its settings the entry has itself; the others are what models of this kind usually have.
     """
 
     name: str
@@ -129,6 +130,12 @@ class ModelInfo:
     loras: tuple[LoraInfo, ...]
     origin: Path
     components: Path | None = None
+    said: frozenset[str] = frozenset()
+
+    @property
+    def parts_from(self) -> BaseInfo | None:
+        """The base that its other parts come from; None if they are in a folder here."""
+        return bases()[self.base] if self.base and self.components is None else None
 
     @property
     def ships(self) -> bool:
@@ -404,6 +411,7 @@ def _model(name: str, entry: _Entry, parts: Mapping[str, BaseInfo]) -> ModelInfo
         entry.text("key", None),
         tuple(loras),
         entry.path,
+        said=frozenset(key for key, value in entry.content.items() if value is not None),
     )
 
 

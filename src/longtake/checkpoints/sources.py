@@ -44,15 +44,15 @@ def parse_lora(text: str) -> LoraFile:
     Raises:
         ValueError: if there is no such file, or the scale is not a number.
     """
-    if text and Path(text).is_file():
-        return LoraFile(Path(text))
+    if text and (whole := Path(text).expanduser()).is_file():
+        return LoraFile(whole)
     path, colon, after = text.rpartition(":")
-    if colon and path and Path(path).is_file():
+    if colon and path and Path(path).expanduser().is_file():
         try:
             scale = float(after)
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):
             raise ValueError(f"The scale of a LoRA must be a number, as in {path}:0.5, not {after!r}.")
-        return LoraFile(Path(path), scale)
+        return LoraFile(Path(path).expanduser(), scale)
     raise ValueError(f"There is no LoRA at {text!r}; accepted is a file, or FILE:SCALE.")

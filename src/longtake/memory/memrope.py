@@ -90,10 +90,7 @@ class MemRoPE(MemoryPolicy):
             pair = [memory.keys[:, :, slot], memory.values[:, :, slot]]
             if self.ids == "absolute":
                 pair[0] = memory.rotated(pair[0].float(), memory.tags[slot])
-            if whole:
-                pair = [x.mean(2, keepdim=True, dtype=torch.float32) for x in pair]
-            else:
-                pair = [x.float() for x in pair]
+            pair = [x.mean(2, keepdim=True, dtype=torch.float32) if whole else x.float() for x in pair]
             sums = [a + b for a, b in zip(sums, pair, strict=True)] if sums else pair
         return sums[0] / len(slots), sums[1] / len(slots)
 
