@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from longtake import LongTakePipeline
+from longtake import LongTakePipeline, load
 from longtake.cli import app
+from longtake.facts import ModelFacts
 from longtake.sheet import contact_sheet
 from longtake.video import probe, read_frames
-from tests.conftest import Cli
+from tests.conftest import Cli, cli_command
 from tests.helpers_checkpoints import (
     add_parts,
     longlive,
@@ -88,10 +90,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     torch.set_num_threads(threads)
 
 
-def made(cli: Cli | Here, out: Path, *arguments: str | Path, seconds: float = 1, prompt: str | None = PROMPT) -> bytes:
+def made(
+    cli: Cli | Here,
+    out: Path,
+    *arguments: str | Path,
+    seconds: float = 1,
+    prompt: str | None = PROMPT,
+    dtype: str = "float32",
+) -> bytes:
     """The bytes of a video that the command makes."""
     words = [] if prompt is None else [prompt]
-    options = [] if "--resume" in arguments else ["--dtype", "float32"]
+    options = [] if "--resume" in arguments else ["--dtype", dtype]
     result = cli("generate", *words, "--seconds", str(seconds), "--out", out, *options, *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(out.absolute()), result.stdout
@@ -189,6 +198,75 @@ def test_named_model_downloads_itself(tmp_path: Path, folder: Path, checkpoint: 
     result = cli(*arguments, "--out", "fourth.mp4", env=env)
     assert result.returncode == 2 and "does not answer" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "fourth.mp4").exists()
+
+
+def test_named_model_with_other_parts(here: Here, tmp_path: Path, folder: Path, checkpoint: Path, pipe: Any) -> None:
+    """`--components` takes the place of the base, of which then nothing is fetched."""
+    repos = {"me/model": {"model.pt": checkpoint.read_bytes()}}
+    with serve(repos) as hub:
+        parts = {"repo": "me/nothing", "revision": "0" * 40, "files": ["vae/*"]}
+        parts |= {"transformer": json.loads((folder / "transformer" / "config.json").read_text())}
+        entry = {"transformer": hub.file("me/model", "model.pt"), "base": "small", "size": [32, 48]}
+        env = environment(hub, tmp_path, write_registry(tmp_path / "models.yaml", {"mine": entry}, {"small": parts}))
+        command = cli_command("generate", PROMPT, "--model", "mine", "--components", folder, "--dtype", "float32")
+        command += ["--seconds", "1", "--out", "one.mp4"]
+        result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        assert not [r for r in hub.requests if "nothing" in r.path]
+    assert (tmp_path / "one.mp4").read_bytes() == made(here, tmp_path / "two.mp4", "--model", folder)
+
+
+def test_settings_of_folders(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a registry entry says holds; a scheduler that is Wan's own is not the few-step model's."""
+    facts = ModelFacts.read(str(folder))
+    assert (facts.shift, facts.size, facts.fps) == (5.0, (32, 48), 16)
+    said = {"folder": str(folder), "shift": 8, "denoising_steps": [1000, 500], "chunk": 2}
+    monkeypatch.setenv("LONGTAKE_MODELS", str(write_registry(tmp_path / "models.yaml", {"mine": said})))
+    mine = ModelFacts.read("mine")
+    assert (mine.shift, mine.denoising_steps, mine.chunk, mine.size) == (8.0, (1000, 500), 2, (32, 48))
+    loaded = load("mine")
+    assert loaded.shift == 8.0 and list(loaded.config.denoising_steps) == [1000, 500]
+    wan = shutil.copytree(folder, tmp_path / "wan")
+    index = json.loads((wan / "model_index.json").read_text())
+    (wan / "model_index.json").write_text(json.dumps({**index, "_class_name": "WanPipeline"}))
+    (wan / "scheduler" / "scheduler_config.json").write_text(
+        '{"_class_name": "UniPCMultistepScheduler", "flow_shift": 3}'
+    )
+    assert ModelFacts.read(str(wan)).shift == 5.0
+
+
+def test_moved_files_are_the_same_model(here: Here, tmp_path: Path, folder: Path, checkpoint: Path, lora: Path) -> None:
+    """Weights are known by their content, wherever they lie; also in a folder with # in its name."""
+    made(here, tmp_path / "take.mp4", "--model", checkpoint, "--components", folder, "--lora", lora)
+    place = tmp_path / "c#"
+    place.mkdir()
+    moved = ["--model", shutil.copy(checkpoint, place / "m.pt"), "--lora", shutil.copy(lora, place / "l.safetensors")]
+    again = ("--resume", *moved, "--components", shutil.copytree(folder, place / "parts"))
+    longer = made(here, tmp_path / "take.mp4", *again, seconds=2, prompt=None)
+    arguments = ("--model", checkpoint, "--components", folder, "--lora", lora)
+    assert longer == made(here, tmp_path / "other.mp4", *arguments, seconds=2)
+
+
+def test_prompt_file_with_several_models(here: Here, tmp_path: Path, folder: Path, checkpoint: Path) -> None:
+    """A video that was begun goes on with its own model, and the others are made with the one that is asked for."""
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue box at night\n")
+    other = ("--model", f"{checkpoint}#generator", "--components", folder, "--dtype", "float32")
+    arguments = ("generate", "--prompts", "prompts.txt", "--out", "all")
+    assert here(*arguments, *other, "--seconds", "1", "--end", "1").returncode == 0
+    result = here(*arguments, "--seconds", "2", "--model", folder, "--dtype", "float32")
+    assert result.returncode == 2 and "another model" in result.stderr  # said, not mixed up
+    result = here(*arguments, "--seconds", "2", "--start", "1", "--model", folder, "--dtype", "float32")
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "more").mkdir()
+    result = here(*arguments[:3], "--out", "more", *other, "--seconds", "1", "--end", "1")
+    result = here(*arguments[:3], "--out", "more", "--seconds", "1")  # the second one with the pocket model
+    assert result.returncode == 0, result.stderr
+    second = tmp_path / "more" / "001-a-blue-box-at-night.mp4"
+    assert second.read_bytes() == (made(here, tmp_path / "pocket.mp4", prompt="a blue box at night", dtype="auto"))
+    result = here(*arguments, "--resume", "--overwrite")
+    assert result.returncode == 2 and "give one of them" in result.stderr
+    result = here(*arguments[:3], "--out", "a/b/c", "--model", "unknown")
+    assert result.returncode == 2 and not (tmp_path / "a").exists()
 
 
 def test_picture_and_video(here: Here, tmp_path: Path, folder: Path) -> None:
@@ -304,8 +382,6 @@ def test_models_and_download_commands(here: Here) -> None:
 
 def test_load_in_python(folder: Path, checkpoint: Path, lora: Path, pipe: LongTakePipeline) -> None:
     """The same by the library: files, LoRA weights and the pipeline's settings."""
-    from longtake import load
-
     loaded = load(f"{checkpoint}#generator_ema", components=folder, loras=[f"{lora}:0.5"])
     for (name, a), b in zip(
         pipe.transformer.state_dict().items(), loaded.transformer.state_dict().values(), strict=True
