@@ -300,9 +300,12 @@ def test_other_models(kind: str) -> None:
         assert take.skip == first + max(0, count - first) // more * more
         made = run(take, 2)
         assert [(c.first_frame, len(c.video)) for c in made] == [(0, more), (more, more)]
-    made = run(pipe.start(PROMPT, image=shown(1)[0]), 3)
+    take = pipe.start(PROMPT, image=shown(1)[0])
+    again = Take.from_state(pipe, *take.state())  # before its first chunk, too
+    made = run(take, 3)
     assert [len(c.video) for c in made] == [1, more, more]
     assert [c.first_frame for c in made] == [0, 1, 1 + more]
+    assert same(run(again, 3), made)
 
 
 def test_bfloat16(pipe: LongTakePipeline) -> None:
