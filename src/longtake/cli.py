@@ -15,6 +15,7 @@ import typer
 
 from longtake import __version__
 from longtake.cli_progress import open_streams, say, settle_streams, tell
+from longtake.training.command import train
 
 app = typer.Typer(
     name="longtake",
@@ -253,6 +254,9 @@ def convert(
     from longtake.cli_convert import convert_command
 
     raise typer.Exit(convert_command(source, out, key, components, lora or [], dtype, overwrite))
+
+
+app.command()(train)
 
 
 @app.command()

@@ -148,11 +148,13 @@ class ProgressLine:
 class Stop:
     """Ctrl-C, SIGTERM and a closed terminal: an interruption at once, or within ``gently()`` after the current chunk.
 
-    Called, it tells whether to stop. ``signal`` is the number of the signal that came, 0 before.
+    Called, it tells whether to stop. ``signal`` is the number of the signal that came, 0 before; ``unit`` is what is
+    finished first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "chunk") -> None:
         self.signal = 0
+        self._unit = unit
         self._gently = False
         self._before: dict[int, Any] = {}
 
@@ -189,4 +191,4 @@ class Stop:
         if again or not self._gently:
             raise KeyboardInterrupt
         with contextlib.suppress(OSError):  # print() may be interrupted halfway by this very handler
-            os.write(2, b"\nStopping after this chunk (once more: at once) ...\n")
+            os.write(2, f"\nStopping after this {self._unit} (once more: at once) ...\n".encode())

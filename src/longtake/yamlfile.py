@@ -231,3 +231,20 @@ class Keys:
         if not isinstance(value, str) or not value.strip() or "\0" in value:
             raise self.wrong(key, "a text that is not empty", value)
         return value
+
+
+def read_value(text: str, source: str) -> Any:
+    """One plain value, written as in a YAML file: ``3``, ``1e-4``, ``[0, 0.999]``, ``null``.
+
+    Args:
+        source: what it comes from, the beginning of every sentence.
+
+    Raises:
+        ValueError: in one sentence, if it is no such value.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a safe loader, see above
+    except _Refused as error:
+        raise ValueError(f"{source} {error}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError):
+        raise ValueError(f"{source} has no value that can be read: write it as in the file.") from None

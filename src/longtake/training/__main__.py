@@ -1,0 +1,27 @@
+"""``python -m longtake.training`` and ``torchrun -m longtake.training``: the same as ``longtake train``."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from longtake.cli_progress import open_streams, settle_streams
+from longtake.training.command import train
+
+
+def main() -> None:
+    """Entry point."""
+    # read when torch is loaded: threads that spin while they wait make small machines several times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    open_streams()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(train)
+    try:
+        app(prog_name="python -m longtake.training")
+    finally:
+        settle_streams()
+
+
+if __name__ == "__main__":
+    main()
