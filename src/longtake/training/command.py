@@ -109,9 +109,8 @@ def _plan(request: TrainRequest) -> tuple[Config, list[str], Path]:
         raise ValueError(f"Give a configuration with --config: a YAML file, or one of {_NAMES}.")
     if request.minutes is not None and request.steps is not None:
         raise ValueError("Give --minutes or --steps, not both.")
-    if (request.minutes is not None and not 0 < request.minutes < 1e6) or (
-        request.steps is not None and request.steps < 1
-    ):
+    budget = request.minutes if request.steps is None else request.steps
+    if budget is not None and not 0 < budget < 1e9:
         raise ValueError("A budget must be above 0: --minutes 10, or --steps 1000.")
     config = load_config(request.config, request.changes)
     names = stage_names(config) if request.stage == ALL else [request.stage]
@@ -172,7 +171,7 @@ def _stage(request: TrainRequest, config: Config, name: str, folder: Path, world
 
     lock = Lock(folder / f"{name}.csv") if world.first else None
     try:
-        with TrainingProgress(name, request.quiet or not world.first) as progress:
+        with TrainingProgress(name, request.quiet, mute=not world.first) as progress:
             run = Run(
                 make_stage(name, config),
                 config,

@@ -34,7 +34,7 @@ def rate_factor(settings: Optimization, step: int, progress: float) -> float:
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:
     """The optimizer of the settings."""
-    given = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    given: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
     if settings.optimizer == "muon":
         return Muon(parameters, settings.lr, settings.lr if settings.adam_lr is None else settings.adam_lr, **given)
     return torch.optim.AdamW(parameters, settings.lr, **given)

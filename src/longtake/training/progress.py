@@ -23,15 +23,16 @@ class TrainingProgress:
     Args:
         name: of the stage.
         quiet: nothing is shown but what :meth:`say` is told.
+        mute: not even that.
     """
 
-    def __init__(self, name: str, quiet: bool = False) -> None:
-        self._name, self._quiet = name, quiet
+    def __init__(self, name: str, quiet: bool = False, mute: bool = False) -> None:
+        self._name, self._quiet, self._mute = name, quiet or mute, mute
         live = False
         with contextlib.suppress(OSError, ValueError):  # closed
             live = sys.stderr is not None and sys.stderr.isatty()
         self._bar: Progress | None = None
-        if live and not quiet:
+        if live and not self._quiet:
             columns = (TextColumn(name, markup=False), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
             more = (TextColumn("{task.fields[values]}", markup=False), TimeRemainingColumn())
             self._bar = Progress(*columns, *more, console=Console(stderr=True))
@@ -62,6 +63,8 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """A sentence."""
+        if self._mute:
+            return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

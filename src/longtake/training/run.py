@@ -98,8 +98,8 @@ class Run:
         for p in module.parameters():
             if p.requires_grad:
                 p.data = p.data.float()  # an average with rate 0.99 stalls in bfloat16, and so do small steps
-        if self.config.run.checkpointing and hasattr(module, "enable_gradient_checkpointing"):
-            module.enable_gradient_checkpointing()
+        if self.config.run.checkpointing:
+            _call(module, "enable_gradient_checkpointing")
         module = self._placed(module.train())
         made = Network(name, module, settings or self.settings, self.world, every)
         self.networks[name] = made
@@ -110,8 +110,8 @@ class Run:
         return self._placed(module.requires_grad_(False).eval())
 
     def _placed(self, module: nn.Module) -> nn.Module:
-        if self.config.run.compile and hasattr(module, "compile_repeated_blocks"):
-            module.compile_repeated_blocks()
+        if self.config.run.compile:
+            _call(module, "compile_repeated_blocks")
         return self.world.place(module, self.dtype if self.dtype != torch.float32 else None)
 
     def load_previous(self, stage: str, network: str, into: nn.Module) -> None:
@@ -237,9 +237,7 @@ class Run:
             Stopped: if training cannot go on: one sentence that says what happened, what is kept and how to go on.
         """
         if self.settings.steps is None and self.settings.minutes is None:
-            raise ValueError(
-                f"The stage {self.name!r} has no budget: give --steps or --minutes, or set one in the file."
-            )
+            raise ValueError(f"The stage {self.name!r} has no budget: give --steps or --minutes.")
         log = None
         try:
             if self.world.first:
@@ -414,3 +412,10 @@ class Run:
             write_check(self.folder, self.name, self.step, figures)
             for line in check_lines(self.name, figures):
                 self._note(line)
+
+
+def _call(module: nn.Module, method: str) -> None:
+    """Calls what networks of diffusers have and others may not."""
+    found: Any = getattr(module, method, None)
+    if found is not None:
+        found()

@@ -73,7 +73,7 @@ def build(kind: type[T], values: Mapping[str, Any], source: str, prefix: str = "
         ValueError: one sentence, for an unknown key or a value that is not accepted.
     """
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    hints = _hints(kind)
+    hints = _hints_of(kind)
     base = kind() if base is None else base
     made: dict[str, Any] = {name: getattr(base, name) for name in known}
     for key, value in values.items():
@@ -89,8 +89,12 @@ def build(kind: type[T], values: Mapping[str, Any], source: str, prefix: str = "
     return kind(**made)
 
 
+def _hints_of(kind: Any) -> dict[str, Any]:
+    return _hints(kind)
+
+
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
@@ -201,7 +205,7 @@ def describe(kind: type, prefix: str = "") -> Iterator[Described]:
 
 
 def _describe(values: Any, prefix: str) -> Iterator[Described]:
-    hints = _hints(type(values))
+    hints = _hints_of(type(values))
     for f in fields(values):
         value = getattr(values, f.name)
         if is_dataclass(value):

@@ -101,8 +101,8 @@ class LatentFolder(ClipSource):
         files = sorted(folder.glob("*.safetensors"))
         if len(files) <= held_out:
             raise ValueError(
-                f"{folder} has {len(files)} .safetensors files of latents, and data.held_out {held_out} of them are kept "
-                "from training: there must be more."
+                f"{folder} has {len(files)} .safetensors files of latents, and data.held_out keeps {held_out} from "
+                "training: there must be more."
             )
         self._files, self._held = files[: len(files) - held_out], files[len(files) - held_out :]
         self.count: int | None = len(self._files)
@@ -158,9 +158,7 @@ class PromptFile:
 
         lines = [line for line in read_lines(path) if line.strip()]
         if len(lines) <= held_out:
-            raise ValueError(
-                f"{path} has {len(lines)} prompts, and data.held_out keeps {held_out}: there must be more."
-            )
+            raise ValueError(f"{path} has {len(lines)} prompts, data.held_out keeps {held_out}: there must be more.")
         self._lines, self._held = lines[: len(lines) - held_out], lines[len(lines) - held_out :]
         self.count = len(self._lines)
 

@@ -94,7 +94,7 @@ class Stage(ABC):
         return {}
 
     def outputs(self, run: Run) -> Mapping[str, Any]:
-        """What an export writes: parts of a diffusers pipeline by name, the trained ones with averaged weights in place.
+        """What an export writes: parts of a diffusers pipeline by name, with averaged weights in place.
 
         Called without other processes.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ def euler(
     sigmas = (shift * u / (1 + (shift - 1) * u)).tolist()
     x = noise
     both = torch.cat([text, empty])
-    for now, later in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, later in pairwise(sigmas):
         sigma = torch.full((2 * len(x),), now, device=x.device)
         flow, plain = predict(module, torch.cat([x, x]), sigma, both).float().chunk(2)
         x = x + (later - now) * (plain + guidance * (flow - plain))
