@@ -18,7 +18,7 @@ from longtake.pocket.world.laws import WHEEL
 from longtake.pocket.world.names import ACCESSORIES, PATTERNS, SHAPES
 
 REACH = 1.6  # radii from the centre to the furthest point of any subject
-RIM = 0.12  # width of the dark rim, in radii
+RIM = 0.085  # width of the dark rim, in radii
 
 # sRGB, in the order of `names.COLORS`: strong, where places are pale, so that any subject stands out anywhere
 COLOR_RGB = (
@@ -27,12 +27,12 @@ COLOR_RGB = (
     (1.00, 0.87, 0.10),  # yellow
     (0.10, 0.66, 0.20),  # green
     (0.12, 0.36, 0.96),  # blue
-    (0.50, 0.16, 0.80),  # purple
+    (0.56, 0.22, 0.90),  # purple
     (1.00, 0.32, 0.66),  # pink
 )
 _DARK, _WHITE = (0.13, 0.11, 0.17), (1.0, 0.99, 0.96)
 _GREY, _GLASS = (0.60, 0.61, 0.66), (0.80, 0.90, 0.95)
-_STRIPE = 0.48  # how dark the second tone of a pattern is
+_STRIPE = 0.52  # how dark the second tone of a pattern is
 
 
 @dataclass
