@@ -25,8 +25,8 @@ from PIL import Image
 
 from longtake import load
 from longtake.memory import parse_memory
-from longtake.pocket.words import COLORS, MOTIONS, PLACES, SHAPES
-from longtake.pocket.world import COLOR_RGB, FPS, SIZE, backgrounds, render, sample_scenes
+from longtake.pocket.first.words import COLORS, MOTIONS, PLACES, SHAPES
+from longtake.pocket.first.world import COLOR_RGB, FPS, SIZE, backgrounds, render, sample_scenes
 from longtake.sheet import contact_sheet, save_animation
 
 PROMPTS = (

@@ -33,8 +33,8 @@ from longtake import LongTakePipeline, load
 from longtake.decode import StreamingDecoder
 from longtake.encode import StreamingEncoder
 from longtake.memory import parse_memory
-from longtake.pocket.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES, caption
-from longtake.pocket.world import FPS, SIZE, Scenes, backgrounds, render, sample_scenes
+from longtake.pocket.first.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES, caption
+from longtake.pocket.first.world import FPS, SIZE, Scenes, backgrounds, render, sample_scenes
 from longtake.sheet import contact_sheet
 
 CHUNK = 12  # frames

@@ -7,8 +7,8 @@ import pytest
 import torch
 from benchmarks.pocket_quality import PROMPTS, read, truth_of
 
-from longtake.pocket.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES, unknown_words
-from longtake.pocket.world import render, sample_scenes
+from longtake.pocket.first.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES, unknown_words
+from longtake.pocket.first.world import render, sample_scenes
 
 
 def _rendered(color: str, shape: str, motion: str, place: str) -> tuple[np.ndarray, float]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from longtake.attention import attending, memory_for
 from longtake.memory import MemoryPolicy, MemRoPE, Sliding, parse_memory
+from longtake.pocket.first.world import render, sample_scenes
 from longtake.pocket.model import build_vae
-from longtake.pocket.world import render, sample_scenes
 from longtake.rope import Rope
 from longtake.training.clip_vae import decode_clip, encode_clip
 from longtake.training.denoiser import MEMORIES

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from longtake.checkpoints import load
 from longtake.pipeline import LongTakePipeline
+from longtake.pocket.first.world import PERIODS, Scenes, render, sample_scenes
 from longtake.pocket.model import build_vae
-from longtake.pocket.world import PERIODS, Scenes, render, sample_scenes
 from longtake.training import autoencoder, denoiser, rollout
 from longtake.training.denoiser import sequence_losses, training_plans
 from longtake.training.export import assemble

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.pocket import words
+from longtake.pocket.first import words
+from longtake.pocket.first.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES
+from longtake.pocket.first.world import FPS, PERIODS, SIZE, Pose, Scenes, backgrounds, pose, render, sample_scenes
 from longtake.pocket.model import TEXT_TOKENS, build_tokenizer
-from longtake.pocket.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES
-from longtake.pocket.world import FPS, PERIODS, SIZE, Pose, Scenes, backgrounds, pose, render, sample_scenes
 
 HOUR = 3600 * FPS
 

@@ -20,7 +20,7 @@ from longtake.lock import is_locked, locked_by_another
 from longtake.memory import parse_memory
 from longtake.placement import OFFLOADS, check_offload, parse_devices
 from longtake.plan import DTYPE_BYTES, Plan, count, default_dtype, format_bytes, format_seconds
-from longtake.pocket.words import MAX_WORDS, content_words, unknown_words, what_it_knows, words_too_many
+from longtake.pocket.first.words import MAX_WORDS, content_words, unknown_words, what_it_knows, words_too_many
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
 

@@ -18,7 +18,7 @@ from longtake.checkpoints.choice import Choice, info_for, place_of, transformer_
 from longtake.checkpoints.layout import is_diffusers, is_original, original_files, read_json
 from longtake.checkpoints.registry import ModelInfo, bases
 from longtake.checkpoints.sources import Sources
-from longtake.pocket.words import vocabulary
+from longtake.pocket.first.words import vocabulary
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")

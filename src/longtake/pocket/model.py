@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from longtake.pocket.words import vocabulary
+from longtake.pocket.first.words import vocabulary
 
 TEXT_TOKENS = 24
 CHUNK = 3

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
+from longtake.pocket.first.world import SIZE, Scenes, render, sample_scenes
 from longtake.pocket.model import build_vae
-from longtake.pocket.world import SIZE, Scenes, render, sample_scenes
 from longtake.training.clip_vae import decode_clip, encode_clip
 from longtake.training.loop import Stage, command_line
 

@@ -12,8 +12,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from longtake.pipeline import LongTakePipeline
+from longtake.pocket.first.world import FPS, SIZE
 from longtake.pocket.model import CHUNK, SHIFT, TIMESTEPS, build_vae
-from longtake.pocket.world import FPS, SIZE
 from longtake.training.denoiser import build
 from longtake.training.latents import load_vae
 from longtake.training.loop import load_averaged

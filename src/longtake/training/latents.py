@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
+from longtake.pocket.first.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES, caption
+from longtake.pocket.first.world import Scenes, render, sample_scenes
 from longtake.pocket.model import CHUNK, build_vae
-from longtake.pocket.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES, caption
-from longtake.pocket.world import Scenes, render, sample_scenes
 from longtake.training.clip_vae import encode_clip
 from longtake.training.loop import load_averaged
 

@@ -19,8 +19,8 @@ from diffusers import AutoencoderKLWan
 
 from longtake.attention import attending, memory_for
 from longtake.memory.registry import parse_memory
+from longtake.pocket.first.world import PERIODS, Scenes, render, sample_scenes
 from longtake.pocket.model import CHUNK
-from longtake.pocket.world import PERIODS, Scenes, render, sample_scenes
 from longtake.text import encode_text
 from longtake.training.denoiser import LEVELS, MEMORIES, build, noised, sample_sigmas, sequence_losses, training_plans
 from longtake.training.latents import SequencePool, change, describe, encode, load_vae

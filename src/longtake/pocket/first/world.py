@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from longtake.pocket.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES
+from longtake.pocket.first.words import COLORS, MOTIONS, PATTERNS, PLACES, SHAPES
 
 FPS = 16
 SIZE = 64
