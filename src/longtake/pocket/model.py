@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -58,9 +59,13 @@ TEXT_CONFIG: dict[str, Any] = {
 }
 
 
-def build_vae() -> AutoencoderKLWan:
-    """The autoencoder, untrained: 64x64 to latents of 16 channels, 8x8, one per four frames."""
-    return AutoencoderKLWan(**VAE_CONFIG)
+def build_vae(**changes: Any) -> AutoencoderKLWan:
+    """The autoencoder, untrained: 64x64 to latents of 16 channels, 8x8, one per four frames.
+
+    Args:
+        changes: of its configuration.
+    """
+    return AutoencoderKLWan(**{**VAE_CONFIG, **changes})
 
 
 def build_transformer() -> WanTransformer3DModel:
@@ -68,9 +73,14 @@ def build_transformer() -> WanTransformer3DModel:
     return WanTransformer3DModel(**TRANSFORMER_CONFIG)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the pocket vocabulary, ``</s>`` at the end."""
-    vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *vocabulary()))}
+def build_tokenizer(words: Sequence[str] | None = None, tokens: int = TEXT_TOKENS) -> PreTrainedTokenizerFast:
+    """One token per word, ``</s>`` at the end.
+
+    Args:
+        words: that it knows; by default the vocabulary of the first pocket world.
+        tokens: of a text, the end included.
+    """
+    vocab = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *(words or vocabulary())))}
     core = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -82,11 +92,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        model_max_length=TEXT_TOKENS,
+        model_max_length=tokens,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
-def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
-    """A one-layer UMT5 encoder for ``tokenizer``, untrained."""
-    return UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **TEXT_CONFIG))
+def build_text_encoder(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> UMT5EncoderModel:
+    """A one-layer UMT5 encoder for ``tokenizer``, untrained.
+
+    Args:
+        tokenizer: whose words it embeds.
+        changes: of its configuration.
+    """
+    return UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **{**TEXT_CONFIG, **changes}))

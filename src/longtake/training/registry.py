@@ -27,6 +27,11 @@ class StageInfo:
 
 
 STAGE_CLASSES: dict[str, StageInfo] = {
+    "autoencoder": StageInfo(
+        "longtake.training.autoencoder_stage",
+        "AutoencoderStage",
+        "the pocket model's autoencoder, on rendered clips",
+    ),
     "teacher": StageInfo(
         "longtake.training.teacher", "TeacherStage", "a bidirectional model by flow matching over whole clips"
     ),

@@ -95,6 +95,8 @@ class Data:
     clips: int = setting(256, "Different clips of the synthetic source.", least=1, most=MOST)
     held_out: int = setting(8, "Clips kept for samples and checks, never trained on.", least=1, most=10**6)
     cache: int = setting(600, "Clips kept in memory by sources that render theirs.", least=1, most=10**7)
+    reuse: int = setting(16, "How often such a clip is used, on average, before another comes.", least=1, most=10**6)
+    level: str = setting("full", "How much there is in the pocket world.", choices=("plain", "moving", "full"))
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,10 @@ class Autoencoder(StageSection):
     crop: int = setting(64, "Rows and columns of crops.", least=8, most=4096, unit="pixels")
     kl: float = setting(5e-4, "Weight of the KL term.", least=0, most=1)
     moving: float = setting(5.0, "Weight of pixels on a subject, those of the background having 1.", above=0, most=1000)
+    cuts: float = setting(0.15, "Share of the clips with a cut, as a change of prompt makes.", least=0, most=1)
+    whole_every: int = setting(4, "Every so many steps a part of the samples is whole clips, not crops.", least=1)
+    base_dim: int = setting(16, "Channels of the encoder's first level.", least=1, most=1024)
+    decoder_base_dim: int = setting(24, "Channels of the decoder's last level.", least=1, most=1024)
 
 
 @dataclass(frozen=True)

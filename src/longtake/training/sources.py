@@ -6,13 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from longtake.training.config import Config
 from longtake.training.keyed import generator
+
+if TYPE_CHECKING:
+    from longtake.training.run import Run
 
 
 class ClipSource(ABC):
@@ -171,24 +174,25 @@ class PromptFile:
         return list(self._held)
 
 
-def make_source(config: Config) -> ClipSource:
+def make_source(config: Config, run: Run | None = None, frames: int | None = None) -> ClipSource:
     """The clips that ``data`` asks for.
+
+    Args:
+        config: all settings.
+        run: that needs them; the pocket world's are encoded by the autoencoder in its folder.
+        frames: latent frames per clip; the model's by default.
 
     Raises:
         ValueError: if it asks for prompts alone, or for what is not there.
     """
     model, data = config.model, config.data
-    shape = (model.frames, model.channels, model.height, model.width)
+    shape = (frames or model.frames, model.channels, model.height, model.width)
     if data.source == "synthetic":
         return SyntheticSource(*shape, data.clips, data.held_out)
     if data.source == "latents":
         return LatentFolder(Path(data.path or "."), shape, data.held_out)
-    if data.source in SOURCES:
-        made = SOURCES[data.source](config)
-        assert isinstance(made, ClipSource)
-        return made
+    if data.source == "world" and run is not None:
+        from longtake.training.worlddata import WorldSource, trained_vae
+
+        return WorldSource(trained_vae(run, config), config, shape[0], run.batch)
     raise ValueError(f"data.source {data.source} gives no clips of latents here: use synthetic or latents.")
-
-
-SOURCES: dict[str, Any] = {}
-"""Further sources by the name in ``data.source``: each is called with the configuration, and gives a ClipSource."""

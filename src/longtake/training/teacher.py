@@ -39,7 +39,7 @@ class TeacherStage(Stage):
 
     def build(self, run: Run) -> None:
         if not run.for_export:
-            self.source = make_source(self.config)
+            self.source = make_source(self.config, run)
             self.text = text_embedder(self.config.model, run.device)
         self.network = run.network("transformer", trained_transformer(self.config.model))
 

@@ -79,7 +79,21 @@ _CAMERAS = {
 _TURNING = ("turns", "falls", "gets", "until")  # of day and night together, these say which it is
 _SAYS_NOTHING = (
     *("a", "an", "the", "and", "while", "as", "to", "it", "in", "on", "at", "by", "of", "under", "over", "among"),
-    *("inside", "there", "is", "with", "seen", "slowly", "comes", "back", "behind", "around", "aside", "one", "another"),
+    *(
+        "inside",
+        "there",
+        "is",
+        "with",
+        "seen",
+        "slowly",
+        "comes",
+        "back",
+        "behind",
+        "around",
+        "aside",
+        "one",
+        "another",
+    ),
 )
 # words of several concepts, which the words beside them tell apart
 _LIGHT_WORDS = {"day": "day", "daylight": "day", "sunshine": "day", "sunny": "day", "dusk": "dusk", "evening": "dusk"}

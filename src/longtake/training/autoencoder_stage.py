@@ -1,0 +1,177 @@
+"""The first stage of the pocket model: its autoencoder, `AutoencoderKLWan` in a tiny configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from PIL import Image
+from torch import Tensor
+
+from longtake.training.clip_vae import decode_clip, encode_clip
+from longtake.training.run import Run
+from longtake.training.stage import Figure, Stage
+from longtake.training.teacher import strip
+from longtake.training.worlddata import HELD_OUT, PIXELS, WorldClips, as_input, measured, new_vae, world_size
+
+
+class AutoencoderStage(Stage):
+    """A variational autoencoder on clips long enough that its causal receptive field is trained.
+
+    The loss is L1 + L2 + half the L1 of the spatial gradients, pixels on a subject counting several times, + KL. Most
+    samples are crops near a subject; in every fourth step, whole clips.
+    """
+
+    name = "autoencoder"
+    title = "the pocket model's autoencoder, on rendered clips"
+
+    def check_config(self) -> None:
+        height, width = world_size(self.config)
+        crop, frames = self.config.autoencoder.crop, self.config.autoencoder.frames
+        most = min(height, width)  # of the picture
+        if crop % PIXELS or crop > most:
+            raise ValueError(f"autoencoder.crop must be a multiple of {PIXELS} of at most {most} pixels, not {crop}.")
+        if frames % 4 != 1:
+            raise ValueError(f"autoencoder.frames must be a multiple of 4 and one more, like 25, not {frames}.")
+        if self.config.data.source != "world":
+            raise ValueError("The stage 'autoencoder' is trained on the pocket world: set data.source to world.")
+
+    def build(self, run: Run) -> None:
+        stage, data = self.config.autoencoder, self.config.data
+        if not run.for_export:
+            self.clips = WorldClips(
+                stage.frames, world_size(self.config), data.level, run.batch, data.cache, data.reuse, stage.cuts
+            )
+        vae = new_vae(self.config)
+        for p in vae.parameters():
+            if p.ndim == 5:  # what bfloat16 convolutions want, on a CPU and on a GPU
+                p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
+        self.network = run.network("vae", vae)
+
+    def step(self, run: Run, step: int) -> Mapping[str, Tensor]:
+        whole = step % self.config.autoencoder.whole_every == self.config.autoencoder.whole_every - 1
+        sums: dict[str, Tensor] = {}
+        for samples in run.parts(step):
+            video, cover, noise = self._batch(run, step, samples, whole)
+            losses = self._losses(run, video, cover, noise)
+            run.backward(losses["rebuilt"] + self.config.autoencoder.kl * losses["kl"])
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.detach() / self.config.run.accumulate
+        return sums
+
+    def _batch(self, run: Run, step: int, samples: range, whole: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Video [n, 3, frames, h, w] in [-1, 1], cover [n, 1, ...] in [0, 1], and noise for each one's latents."""
+        height, width = world_size(self.config)
+        crop = self.config.autoencoder.crop
+        # a whole clip is as much work as several crops: of the same samples, every so many
+        fewer = max(1, min(len(samples), height * width // crop**2)) if whole else 1
+        videos, covers, noise = [], [], []
+        for sample in samples[::fewer]:
+            g = run.generator(step, sample)
+            video, cover = self.clips.sample(sample)
+            if not whole:
+                top, left = _corner(cover, crop, g)
+                video, cover = (x[..., top : top + crop, left : left + crop] for x in (video, cover))
+            videos.append(video)
+            covers.append(cover)
+            latents = 1 + (len(video) - 1) // 4, video.shape[-2] // PIXELS, video.shape[-1] // PIXELS
+            noise.append(torch.randn(self.config.model.channels, *latents, generator=g))
+        device = run.device
+        video = as_input(torch.stack(videos).to(device)).contiguous(memory_format=torch.channels_last_3d)
+        return video, torch.stack(covers).to(device).transpose(1, 2).float() / 255, noise
+
+    def _losses(self, run: Run, video: Tensor, cover: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
+        vae = self.network.module
+        with run.autocast():
+            mean, logvar = (x.float() for x in encode_clip(vae, video))
+            latents = mean + torch.exp(0.5 * logvar) * torch.stack(noise).to(run.device)
+            out = decode_clip(vae, latents).float()
+        weight = 1 + (self.config.autoencoder.moving - 1) * cover
+        error = (out.detach().clamp(-1, 1) - video).square().mean() / 4
+        return {
+            "rebuilt": reconstruction_loss(out, video, weight),
+            "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
+            "psnr": -10 * torch.log10(error + 1e-10),
+        }
+
+    def sample(self, run: Run) -> Image.Image | None:
+        """In pairs of rows: clips that training never sees, and what the autoencoder makes of them."""
+        rows = []
+        for number in range(3):
+            video = self._held_out(number, 49).to(run.device)
+            with self.network.averaged() as vae, torch.no_grad(), run.autocast():
+                out = decode_clip(vae, encode_clip(vae, as_input(video[None]))[0]).float()
+            made = ((out[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).transpose(0, 1)
+            rows += [x.permute(0, 2, 3, 1).cpu() for x in (video, made)]
+        return strip(torch.stack(rows))
+
+    def _held_out(self, number: int, frames: int) -> Tensor:
+        return self._held_out_clips(frames).make(HELD_OUT + number)[0]
+
+    def _held_out_clips(self, frames: int) -> WorldClips:
+        return WorldClips(frames, world_size(self.config), self.config.data.level, 1, 1, 1)
+
+    @torch.no_grad()
+    def check(self, run: Run) -> Mapping[str, Figure]:
+        """Reconstruction of unseen clips of ten seconds: whole, on subjects, in the first second and in the last."""
+        clips = self._held_out_clips(161)
+        errors: dict[str, list[Tensor]] = {"whole": [], "subject": [], "first": [], "last": []}
+        for number in range(6):
+            video, cover = (x.to(run.device) for x in clips.make(HELD_OUT + number))
+            with self.network.averaged() as vae, run.autocast():
+                out = decode_clip(vae, encode_clip(vae, as_input(video[None]))[0]).float()[0].transpose(0, 1)
+            error = (out.clamp(-1, 1) - (video.float() / 127.5 - 1)).square().mean(1, keepdim=True) / 4
+            share = cover.float() / 255
+            errors["whole"].append(error.mean())
+            errors["subject"].append((error * share).sum() / share.sum().clamp(min=1))
+            errors["first"].append(error[:16].mean())
+            errors["last"].append(error[-16:].mean())
+        psnr = {name: float(-10 * torch.log10(torch.stack(e).mean())) for name, e in errors.items()}
+        return {
+            "psnr": Figure(psnr["whole"], 29.0, "higher", "PSNR of unseen clips of 10 seconds, dB"),
+            "psnr_subject": Figure(psnr["subject"], 24.0, "higher", "the same on subjects, dB"),
+            "drift": Figure(
+                psnr["first"] - psnr["last"], 1.0, "lower", "PSNR in the first second above that in the tenth, dB"
+            ),
+        }
+
+    def outputs(self, run: Run) -> Mapping[str, Any]:
+        with self.network.averaged() as module:
+            weights = {n: t.clone() for n, t in module.state_dict().items()}
+        vae = self.network.module
+        assert isinstance(vae, AutoencoderKLWan)
+        vae.load_state_dict(weights)
+        return {"vae": measured(vae.eval(), self.config)}
+
+
+def _corner(cover: Tensor, crop: int, g: torch.Generator) -> tuple[int, int]:
+    """Where to cut a crop: as a rule near the middle of what subjects cover in some frame.
+
+    Args:
+        cover: uint8 [frames, 1, h, w].
+    """
+    height, width = cover.shape[-2:]
+    frame, near, row, column = torch.rand(4, generator=g).tolist()
+    shown = cover[int(frame * len(cover)), 0] > 0
+    y, x = row * height, column * width
+    if near < 0.8 and bool(shown.any()):
+        rows, columns = shown.any(1).nonzero().float(), shown.any(0).nonzero().float()
+        y = float(rows.mean()) + (row - 0.5) * crop
+        x = float(columns.mean()) + (column - 0.5) * crop
+    return max(0, min(height - crop, round(y - crop / 2))), max(0, min(width - crop, round(x - crop / 2)))
+
+
+def reconstruction_loss(out: Tensor, video: Tensor, weight: Tensor) -> Tensor:
+    """L1 + L2 + half the L1 of the spatial gradients of the difference, each pixel with its weight.
+
+    Args:
+        out, video: [n, 3, frames, h, w].
+        weight: [n, 1, frames, h, w].
+    """
+    difference = out - video
+    loss = (weight * difference.abs()).mean() + (weight * difference.square()).mean()
+    for dim in (-1, -2):
+        loss = loss + 0.5 * (difference.diff(dim=dim).abs() * weight.narrow(dim, 1, weight.shape[dim] - 1)).mean()
+    return loss

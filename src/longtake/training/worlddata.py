@@ -1,0 +1,258 @@
+"""The pocket world as training data: rendered clips for the autoencoder, and their latents for everything after it.
+
+Rendering and encoding cost about as much as training does, so clips are kept for a while and used several times. Which
+clip a sample gets follows from its number alone: any number of processes, and any interruption, see the same data.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from longtake.pocket.model import build_vae
+from longtake.pocket.world.captions import caption
+from longtake.pocket.world.render import render
+from longtake.pocket.world.scenes import Scenes, change, sample_scenes
+from longtake.training.clip_vae import decode_clip, encode_clip
+from longtake.training.config import Config
+from longtake.training.keyed import generator
+from longtake.training.sources import ClipSource
+
+if TYPE_CHECKING:
+    from longtake.training.run import Run
+
+PIXELS = 8  # per latent
+FRAMES = 4  # per latent frame
+WARM = 7  # latent frames after which the encoder has forgotten that its clip had a beginning
+HELD_OUT = 1 << 40  # numbers of clips from here on are never trained on
+_LATEST = 16 * 3600  # a clip begins within the first hour of a scene
+_Item = TypeVar("_Item")
+
+
+def scene_of(number: int, level: str) -> Scenes:
+    """The scene of a clip by its number."""
+    return sample_scenes(1, int(generator(0, "scene", number).initial_seed() % 2**31), level)
+
+
+class Shelf(Generic[_Item]):
+    """Keeps what was made last.
+
+    Args:
+        make: makes an item of its number.
+        size: how many are kept.
+    """
+
+    def __init__(self, make: Callable[[int], _Item], size: int) -> None:
+        self._make, self._size = make, size
+        self._kept: OrderedDict[int, _Item] = OrderedDict()
+
+    def __getitem__(self, number: int) -> _Item:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        made = self._kept[number] = self._make(number)
+        while len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return made
+
+
+def clip_number(sample: int, batch: int, window: int, reuse: int) -> int:
+    """The clip that a sample of the run gets.
+
+    Each place in the batch has clips of its own, so that processes do not make each other's. Of these a new one comes
+    every ``reuse`` steps, and a sample takes any of the newest ``window / batch``.
+
+    Args:
+        sample: its number in the run, ``step * batch + place``.
+        batch: samples per step.
+        window: clips in use at a time, over all places.
+        reuse: how often a clip is used, on average.
+    """
+    step, place = divmod(sample, batch)
+    newest = step // reuse
+    kept = max(1, min(window // batch, newest + 1))
+    back = int(torch.randint(kept, (), generator=generator(0, "clip", sample)))
+    return (newest - back) * batch + place
+
+
+class WorldClips:
+    """Rendered clips of the world.
+
+    Args:
+        frames: of a clip.
+        size: (height, width) in pixels.
+        level: of the scenes, see ``sample_scenes``.
+        batch, window, reuse: see :func:`clip_number`.
+        cuts: share of the clips with a cut to another scene at the start of a latent frame, as a new prompt makes.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        size: tuple[int, int],
+        level: str,
+        batch: int,
+        window: int,
+        reuse: int,
+        cuts: float = 0.0,
+    ) -> None:
+        self.frames, self.size, self.level, self.cuts = frames, size, level, cuts
+        self._place = (batch, window, reuse)
+        self._shelf = Shelf(self.make, window)
+
+    def make(self, number: int) -> tuple[Tensor, Tensor]:
+        """A clip: video uint8 [frames, 3, h, w], and how much subjects cover, uint8 [frames, 1, h, w]."""
+        g = generator(0, "clip frames", number)
+        start = int(torch.randint(_LATEST, (), generator=g))
+        video, cover = self._render(number, start)
+        if float(torch.rand((), generator=g)) < self.cuts and self.frames > FRAMES:
+            cut = 1 + FRAMES * int(torch.randint((self.frames - 1) // FRAMES, (), generator=g))
+            video[cut:], cover[cut:] = (x[cut:] for x in self._render(-1 - number, start))
+        return video, cover
+
+    def _render(self, number: int, start: int) -> tuple[Tensor, Tensor]:
+        made = render(scene_of(number, self.level), torch.arange(start, start + self.frames), self.size)
+        cover = made.masks.sum(2, keepdim=True).clamp(max=1)
+        return tuple((255 * x[0]).round().to(torch.uint8) for x in (made.video, cover))  # type: ignore[return-value]
+
+    def sample(self, sample: int) -> tuple[Tensor, Tensor]:
+        """The clip of a sample of the run."""
+        return self._shelf[clip_number(sample, *self._place)]
+
+
+def world_size(config: Config) -> tuple[int, int]:
+    """Height and width in pixels of what the model shows."""
+    return PIXELS * config.model.height, PIXELS * config.model.width
+
+
+@torch.no_grad()
+def measured(vae: AutoencoderKLWan, config: Config, clips: int = 32, frames: int = 25) -> AutoencoderKLWan:
+    """The autoencoder with its latents' mean and deviation in its configuration, measured on clips of their own."""
+    source = WorldClips(frames, world_size(config), config.data.level, 1, 1, 1)
+    device = next(vae.parameters()).device
+    found = []
+    for number in range(clips):
+        video = source.make(2 * HELD_OUT + number)[0].to(device)
+        found.append(encode_clip(vae, as_input(video[None]))[0].float().cpu())
+    latents = torch.cat(found)
+    vae.register_to_config(
+        latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
+    )
+    return vae
+
+
+def as_input(video: Tensor) -> Tensor:
+    """uint8 [n, frames, 3, h, w] as the autoencoder takes it: [n, 3, frames, h, w] in [-1, 1]."""
+    return video.transpose(1, 2).float() / 127.5 - 1
+
+
+def new_vae(config: Config) -> AutoencoderKLWan:
+    """The autoencoder, untrained."""
+    channels, stage = config.model.channels, config.autoencoder
+    return build_vae(
+        z_dim=channels,
+        latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
+        base_dim=stage.base_dim,
+        decoder_base_dim=stage.decoder_base_dim,
+    )
+
+
+def trained_vae(run: Run, config: Config) -> AutoencoderKLWan:
+    """The autoencoder of the finished stage, on the run's device, with its latents measured.
+
+    Raises:
+        ValueError: if that stage is not finished here.
+    """
+    vae = new_vae(config)
+    run.load_previous("autoencoder", "vae", vae)
+    return measured(vae.requires_grad_(False).eval().to(run.device), config)
+
+
+class WorldSource(ClipSource):
+    """Latents of the world's clips: those from the beginning of a take, as an autoencoder gives the first frame of a
+    video its own latent, and those from the middle of one.
+
+    Args:
+        vae: on the device where clips are encoded; its configuration has the latents' mean and deviation.
+        config: sizes and data.
+        frames: latent frames of a clip.
+        batch: samples per step of the run.
+    """
+
+    count: int | None = None  # it never ends
+
+    def __init__(self, vae: AutoencoderKLWan, config: Config, frames: int, batch: int) -> None:
+        self.vae, self.config, self.frames = vae, config, frames
+        data = config.data
+        self._place = (batch, max(data.cache, batch), data.reuse)
+        self._shelf = Shelf(self._latents, max(data.cache, batch))
+        shape = (1, -1, 1, 1)
+        self.mean, self.std = (torch.tensor(x).view(shape) for x in (vae.config.latents_mean, vae.config.latents_std))
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Normalised latents [1 + n, channels, h, w] of frames [1 + 4 n, 3, H, W] in [0, 1], float32 on the host."""
+        device = next(self.vae.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = encode_clip(self.vae, video.to(device).transpose(0, 1)[None] * 2 - 1)[0]
+        return (found[0].transpose(0, 1).float().cpu() - self.mean) / self.std
+
+    def take(self, scenes: Sequence[Scenes], ends: Sequence[int], start: int | None) -> Tensor:
+        """Latents [frames, channels, h, w] of a take that shows one scene after the other.
+
+        Args:
+            scenes: of the world, one each.
+            ends: the latent frame at which each ends; the last is all frames.
+            start: None for the beginning of a take, else the frame of the world at which its second latent begins, with
+                what the encoder saw before.
+        """
+        before = 0 if start is None else WARM
+        frames = 1 + FRAMES * (before + ends[-1] - 1)
+        first = 0 if start is None else start - 1 - FRAMES * (before - 1)
+        times = first + torch.arange(frames)
+        parts, begin = [], 0
+        for scene, end in zip(scenes, ends, strict=True):
+            stop = 1 + FRAMES * (before + end - 1)
+            parts.append(render(scene, times[begin:stop], world_size(self.config)).video[0])
+            begin = stop
+        return self.encode(torch.cat(parts))[before:]
+
+    def _latents(self, number: int) -> tuple[Tensor, Scenes]:
+        scene = scene_of(number, self.config.data.level)
+        return self.take([scene], [self.frames], None).to(torch.bfloat16), scene
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, list[str]]:
+        latents, captions = [], []
+        for index in indices:
+            found, scene = self._shelf[clip_number(index, *self._place)]
+            latents.append(found)
+            captions.append(caption(scene, 0, random.Random(f"caption {index}")))
+        return torch.stack(latents).float().to(device), captions
+
+    def held_out(self, device: torch.device) -> tuple[Tensor, list[str]]:
+        numbers = [HELD_OUT + i for i in range(self.config.data.held_out)]
+        made = [self._latents(n) for n in numbers]
+        captions = [caption(scene, 0, random.Random(n)) for n, (_, scene) in zip(numbers, made, strict=True)]
+        return torch.stack([x for x, _ in made]).float().to(device), captions
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        device = next(self.vae.parameters()).device
+        shown = []
+        for clip in latents.float().cpu():
+            raw = (clip * self.std + self.mean).to(device).transpose(0, 1)[None]
+            video = decode_clip(self.vae, raw)[0].transpose(0, 1)
+            shown.append(((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+        return torch.stack(shown)
+
+
+def changed(scene: Scenes, number: int) -> Scenes:
+    """What a new prompt may ask of a scene: told attributes changed, hidden ones kept."""
+    return change(scene, int(generator(0, "change", number).initial_seed() % 2**31))
