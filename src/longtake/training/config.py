@@ -69,6 +69,12 @@ class Config:
         frames=240,
     )
 
+    @property
+    def parts_trained(self) -> tuple[str, ...]:
+        """The stages that make what every later one works with: the latents and the text."""
+        made = {"autoencoder": self.data.source == "world", "text_encoder": self.model.text == "stage"}
+        return tuple(name for name, needed in made.items() if needed)
+
     def stage(self, name: str) -> StageSection:
         """The section of a stage.
 

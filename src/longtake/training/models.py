@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from longtake.training.config import Config
 from longtake.training.keyed import generator
 from longtake.training.sections import Model
+
+if TYPE_CHECKING:
+    from longtake.training.run import Run
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """The linear layers of a block that get LoRA weights."""
@@ -133,14 +137,20 @@ class Encoded:
         return encode_text(self.tokenizer, self.text_encoder, captions, place).float().to(device)
 
 
-def text_embedder(model: Model, device: torch.device) -> Words | Encoded:
-    """What turns captions into embeddings, as ``model.text`` says.
+def text_embedder(config: Config, run: Run) -> Words | Encoded:
+    """What turns captions into embeddings on the run's device, as ``model.text`` says.
 
     Raises:
-        ValueError: if the components are no diffusers folder with tokenizer and text encoder, or of another width.
+        ValueError: if the stage that trains it is not finished; if the components are no diffusers folder with
+            tokenizer and text encoder, or of another width.
     """
+    model, device = config.model, run.device
     if model.text == "words":
         return Words(model.text_dim, model.text_tokens)
+    if model.text == "stage":
+        from longtake.training.text_stage import trained_text
+
+        return Encoded(*trained_text(run, config))
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     folder = Path(model.components or model.checkpoint or "")

@@ -32,6 +32,11 @@ STAGE_CLASSES: dict[str, StageInfo] = {
         "AutoencoderStage",
         "the pocket model's autoencoder, on rendered clips",
     ),
+    "text_encoder": StageInfo(
+        "longtake.training.text_stage",
+        "TextEncoderStage",
+        "the pocket model's text encoder, by what captions of the world tell",
+    ),
     "teacher": StageInfo(
         "longtake.training.teacher", "TeacherStage", "a bidirectional model by flow matching over whole clips"
     ),

@@ -68,8 +68,9 @@ class Model:
     text_dim: int = setting(128, "Width of the text embeddings.", least=1, most=10**5)
     text: str = setting(
         "words",
-        "Where text embeddings come from: fixed random vectors per word, or the text encoder of the components.",
-        choices=("words", "components"),
+        "Where text embeddings come from: fixed random vectors per word, the components' text encoder, or that of the "
+        "stage text_encoder.",
+        choices=("words", "components", "stage"),
     )
     text_tokens: int = setting(24, "Words per caption, with text: words.", least=1, most=4096)
     frames: int = setting(21, "Latent frames of a clip.", least=1, most=1024)

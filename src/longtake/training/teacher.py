@@ -32,6 +32,9 @@ class TeacherStage(Stage):
     name = "teacher"
     title = "a bidirectional model by flow matching over whole clips"
 
+    def needs(self) -> tuple[str, ...]:
+        return self.config.parts_trained
+
     def check_config(self) -> None:
         source = self.config.data.source
         if source == "prompts":
@@ -40,7 +43,7 @@ class TeacherStage(Stage):
     def build(self, run: Run) -> None:
         if not run.for_export:
             self.source = make_source(self.config, run)
-            self.text = text_embedder(self.config.model, run.device)
+            self.text = text_embedder(self.config, run)
         self.network = run.network("transformer", trained_transformer(self.config.model))
 
     def step(self, run: Run, step: int) -> Mapping[str, Tensor]:
