@@ -93,6 +93,9 @@ def test_light_commands(tmp_path: Path) -> None:
         ([PROMPT, "--memory", "memrope:sink=x"], "whole number"),
         ([PROMPT, "--memory", "sliding:window=2"], "at least 3"),
         ([PROMPT, "--model", "gigantic"], "accepted are pocket"),
+        ([PROMPT, "--model", "self_forcing"], "did you mean self-forcing"),
+        ([PROMPT, "--model", ""], "no model ''"),
+        ([PROMPT, "--devices", "cpu,"], "parts from nothing in 'cpu,'"),
         ([PROMPT, "--model", "."], "a diffusers folder, or an original Wan folder"),
         ([PROMPT, "--seconds", "0"], "1ms to 366 days"),
         ([PROMPT, "--seconds=-3"], "is not a duration"),
@@ -373,5 +376,10 @@ def test_sheet(cli: Cli, take: Path, tmp_path: Path) -> None:
     assert made.returncode == 0 and made.stdout == f"{take.with_suffix('.png')}\n", made.stderr
     with Image.open(take.with_suffix(".png")) as picture:
         assert picture.size[0] > 3 * 32 and picture.size[1] > 2 * 32
+    before = take.with_suffix(".png").read_bytes()
+    assert "--overwrite replaces it" in refused("sheet", take, cwd=tmp_path)
+    assert "no place for the sheet" in refused("sheet", take.with_suffix(".png"), "--overwrite", cwd=tmp_path)
+    assert take.with_suffix(".png").read_bytes() == before
+    assert cli("sheet", take, "--overwrite").returncode == 0 and take.with_suffix(".png").read_bytes() != before
     assert "no video" in refused("sheet", "nothing.mp4", cwd=tmp_path)
     assert "end in .png" in refused("sheet", take, "--out", "x.mp4", cwd=tmp_path)

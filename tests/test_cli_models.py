@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from longtake import LongTakePipeline, load
@@ -338,6 +339,8 @@ def test_refusals(tmp_path: Path, folder: Path, checkpoint: Path) -> None:
         (("--components", tmp_path), "lacks"),
         ((*model, "--lora", "none.pt"), "There is no LoRA"),
         ((*model, "--lora", f"{checkpoint}:much"), "must be a number"),
+        ((*model, "--lora", f"{checkpoint}:1e99"), "from -100 to 100"),
+        ((*model, "--lora", "notes.txt"), "file of LoRA weights"),
         ((*model, "--device", "gpu"), "not a device"),
         ((*model, "--device", "cpu", "--devices", "cpu,cpu"), "give one of them"),
         ((*model, "--devices", "cpu,cpu", "--offload", "group"), "one device"),
@@ -353,6 +356,12 @@ def test_refusals(tmp_path: Path, folder: Path, checkpoint: Path) -> None:
         assert says in error, error
     assert "exclude each other" in refused("generate", PROMPT, "--prompts", "notes.txt", cwd=tmp_path)
     assert "no file of prompts" in refused("generate", "--prompts", "none.txt", cwd=tmp_path)
+    (tmp_path / "lines.txt").write_text("a red ball\n\na red ball [1s] | a blue ball [9s]\n")
+    several = ("--prompts", "lines.txt", *model, "--seconds", "1")
+    assert "is the folder" in refused("generate", *several, "--out", "notes.txt", cwd=tmp_path)
+    assert "is the folder" in refused("generate", *several, "--out", "new.mp4", cwd=tmp_path)
+    assert "Line 3 of the prompts: " in refused("generate", *several, cwd=tmp_path)
+    assert not list(tmp_path.glob("*.mp4")) and not (tmp_path / "takes").exists()
     assert "none.yaml" in refused("generate", "--config", "none.yaml", cwd=tmp_path)
 
 
@@ -368,7 +377,55 @@ def test_devices_that_are_not_there(here: Here, tmp_path: Path, folder: Path) ->
 def test_lora_of_another_model(here: Here, tmp_path: Path, lora: Path) -> None:
     result = here("generate", PROMPT, "--lora", lora, "--seconds", "1")
     assert result.returncode == 2 and "another model" in result.stderr and "Traceback" not in result.stderr
+    assert "cannot be loaded" not in result.stderr  # nothing is wrong with the model
     assert not list(tmp_path.glob("take*"))
+
+
+def test_a_lora_as_model(here: Here, tmp_path: Path, lora: Path, folder: Path) -> None:
+    torch.save({"generator_lora": load_file(lora)}, tmp_path / "lora.pt")
+    for path in (lora, tmp_path / "lora.pt"):
+        result = here("generate", PROMPT, "--model", path, "--components", folder, "--seconds", "1")
+        assert result.returncode == 2 and "is a LoRA and not a model" in result.stderr, result.stderr
+
+
+def test_parts_that_are_each_in_order(here: Here, tmp_path: Path, folder: Path) -> None:
+    """An autoencoder of other latents, a text encoder of another width, weights that are no numbers."""
+    for part, key, value, says in (
+        ("vae", "z_dim", 8, "latents of 4 channels, its autoencoder gives 8"),
+        ("text_encoder", "d_model", 12, "its text encoder gives 12"),
+    ):
+        other = tmp_path / part
+        shutil.copytree(folder, other)
+        config = json.loads((other / part / "config.json").read_text())
+        (other / part / "config.json").write_text(json.dumps({**config, key: value}))
+        result = here("generate", PROMPT, "--model", other, "--seconds", "1")
+        assert result.returncode == 2 and says in result.stderr, result.stderr
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (file,) = (broken / "transformer").glob("*.safetensors")
+    for number in (math.nan, -math.inf):
+        weights = {name: x.clone() for name, x in load_file(file).items()}
+        weights["blocks.1.ffn.net.2.weight"][3, 1] = number
+        save_file(weights, file)
+        result = here("generate", PROMPT, "--model", broken, "--seconds", "1")
+        assert result.returncode == 2 and "not all finite numbers: blocks.1.ffn.net.2.weight." in result.stderr
+    assert not list(tmp_path.glob("take*"))
+
+
+def test_convert_by_name(here: Here, tmp_path: Path, folder: Path) -> None:
+    """What the registry knows by name, with its settings."""
+    result = here("convert", "pocket", "mine")
+    assert result.returncode == 0, result.stderr
+    made(here, tmp_path / "a.mp4", "--model", "mine", seconds=1)
+    made(here, tmp_path / "b.mp4", seconds=1)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert "--overwrite" in here("convert", "pocket", "mine").stderr
+
+
+def test_a_misspelt_change_is_told(here: Here, folder: Path) -> None:
+    result = here("generate", f"{PROMPT} [1s] | [cutt] {PROMPT} [1s]", "--model", folder, "--on-change", "flush")
+    assert result.returncode == 0 and "did you mean [cut]?" in result.stderr
+    assert "Change   flush" in result.stderr
 
 
 def test_models_and_download_commands(here: Here) -> None:

@@ -473,7 +473,7 @@ def test_the_command(source: LongTakePipeline, components: Path, tmp_path: Path)
     assert done.stderr.splitlines()[:3] == steps
     again = command(f"sys.exit(run(Path({path.name!r}), Path('out'), components=Path({str(components)!r})))", tmp_path)
     assert again.returncode == 2 and again.stderr == (
-        "Error: out exists already; choose another name, or allow to overwrite it.\n"
+        "Error: out exists already; choose another name, or overwrite it (--overwrite).\n"
     )
     assert left(tmp_path) == ["out", "self_forcing_dmd.pt"]
 

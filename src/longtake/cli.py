@@ -234,7 +234,10 @@ def download(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A published checkpoint (.pt, .safetensors) or an original Wan folder.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="A published checkpoint (.pt, .safetensors), an original Wan folder, or a name."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The diffusers folder to make.")],
     key: Annotated[
@@ -315,6 +318,7 @@ def sheet(
     out: Annotated[Path | None, typer.Option(help="A .png or .jpg file. Default: beside the video.")] = None,
     every: Annotated[str | None, typer.Option(help="Seconds between pictures. Default: 24 in all.")] = None,
     columns: Annotated[int, typer.Option(help="Pictures per row.", min=1)] = 6,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture if it exists.")] = False,
 ) -> None:
     """Make a contact sheet of a video: its pictures in a grid, with their times."""
     from longtake.prompts import parse_duration
@@ -328,6 +332,11 @@ def sheet(
             raise ValueError(f"There is no folder {target.parent}: --out must lie in one that exists.")
         if not video.is_file():
             raise ValueError(f"There is no video {video}.")
+        if target.exists():
+            if not target.is_file() or target.samefile(video):
+                raise ValueError(f"{target} is no place for the sheet: choose another one with --out.")
+            if not overwrite:
+                raise ValueError(f"{target} exists: --overwrite replaces it, --out takes another name.")
         from longtake.sheet import contact_sheet
         from longtake.video import probe, read_frames
 

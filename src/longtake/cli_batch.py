@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from longtake.checkpoints.choice import Choice
 from longtake.checkpoints.sources import LoraFile, parse_lora
 from longtake.cli_generate import load_for, record, settled
-from longtake.cli_prepare import DEFAULT_SECONDS, Job, Request, asked_for, prepare
+from longtake.cli_prepare import DEFAULT_SECONDS, Job, Request, asked_for, check_words, prepare
 from longtake.cli_progress import Stop, say, warn
 from longtake.configs import Config, read_config, told
 from longtake.facts import ModelFacts
@@ -55,10 +55,10 @@ def generate_all(
                 for line in told(settings):
                     say(f"Config   {line}")
         wanted = _items(request, settings, prompts, start or 0, end, out)
-        fps = ModelFacts.read(asked_for(request, {})).fps
+        facts = ModelFacts.read(asked_for(request, {}))
         folder = wanted[0].path.parent
         made = _make(folder)
-        jobs = [job for job in (_job(request, item, fps) for item in wanted) if job is not None and job.done is None]
+        jobs = [job for job in (_job(request, item, facts) for item in wanted) if job is not None and job.done is None]
         _check_room(jobs, folder)
         if (done := len(wanted) - len(jobs)) and not request.quiet:
             say(f"Finished before: {done} of {count(len(wanted), 'video')}.")
@@ -81,6 +81,8 @@ def generate_all(
 
 def _make(folder: Path) -> Path | None:
     """Makes a folder with those above it; returns the topmost that was made."""
+    if folder.suffix.lower() == ".mp4" or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"With --prompts or --config, --out is the folder for the videos, and {folder} is none.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing[-1] if missing else None
@@ -123,7 +125,7 @@ def _record_all(jobs: list[Job], stop: Stop) -> int:
         if not pipes:
             pipes.append(load_for(job))
             loaded = job.loads
-        if code := record(job, pipes[0], stop):
+        if code := record(job, pipes[0], stop, "The same command goes on."):
             return code
         snapshot = snapshot_path(job.request.out)
         if job.plan.snapshot_bytes > _LARGE and snapshot.exists():
@@ -177,10 +179,14 @@ def _with_config(request: Request, config: Config) -> Request:
     )
 
 
-def _job(request: Request, item: Item, fps: int) -> Job | None:
+def _job(request: Request, item: Item, facts: ModelFacts) -> Job | None:
     """What is to be done for one video; None if nothing is."""
-    seconds = None if request.seconds is None else parse_duration(request.seconds)
-    script = parse_script(item.script, seconds, default_seconds=DEFAULT_SECONDS)
+    seconds, fps = None if request.seconds is None else parse_duration(request.seconds), facts.fps
+    try:
+        script = parse_script(item.script, seconds, default_seconds=DEFAULT_SECONDS)
+        check_words(script, facts)
+    except ValueError as error:
+        raise ValueError(f"Line {item.index + 1} of the prompts: {error}") from None
     length = seconds or script.seconds or DEFAULT_SECONDS
     one = replace(request, prompt=item.script, out=item.path, seed=item.seed, resume=False)
     if not request.overwrite:

@@ -37,10 +37,15 @@ def describe(job: Job) -> list[str]:
         change = f" [{segment.change}]" if segment.change else ""
         when = f"from {format_seconds(segment.start)}{change}: " if len(segments) > 1 else ""
         lines.append(f"{'Prompt' if index == 0 else '':8} {when}{segment.prompt}")
+    if job.on_change != "keep" and any(segment.change is None for segment in segments[1:]):
+        lines.append(f"Change   {job.on_change}, where a prompt does not say how it takes over")
     if job.request.image is not None:
         lines.append(f"Start    with {job.request.image}")
     if job.request.continue_from is not None:
-        lines.append(f"Start    after {job.request.continue_from}")
+        lines.append(
+            f"Start    after {job.request.continue_from}: "
+            f"{format_seconds(job.given / plan.model.fps)} are read into the memory"
+        )
     free = shutil.disk_usage(out.parent).free
     how = f"{plan.dtype} on {', '.join(job.devices)}" + (f", blocks kept in {job.quantize}" if job.quantize else "")
     return [
@@ -190,6 +195,7 @@ def load_for(job: Job) -> LongTakePipeline:
     import torch
 
     from longtake.checkpoints import load
+    from longtake.checkpoints.lora import LoraError
 
     if not job.request.quiet:
         say("Loading the model ...")
@@ -207,14 +213,16 @@ def load_for(job: Job) -> LongTakePipeline:
             offload=job.offload,
             quantize=job.quantize,
         )
+    except LoraError:
+        raise
     except Exception as error:
         # Whatever diffusers finds wrong with a folder of weights; it has no class of its own for that.
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The model {model.name} cannot be loaded: {reason}") from error
 
 
-def record(job: Job, pipe: LongTakePipeline, stop: Stop) -> int:
-    """Makes the video of a settled job; returns the exit code."""
+def record(job: Job, pipe: LongTakePipeline, stop: Stop, again: str | None = None) -> int:
+    """Makes the video of a settled job; returns the exit code. ``again`` is how to go on, if not by its own command."""
     import torch
 
     request, plan = job.request, job.plan
@@ -278,7 +286,8 @@ def record(job: Job, pipe: LongTakePipeline, stop: Stop) -> int:
     progress.end()
     if not finished:
         there = format_seconds(recording.frames / plan.model.fps)
-        say(f"Stopped at {there} of {format_seconds(plan.seconds)}. To continue:\n  {job.continue_command()}", 0)
+        how = again or f"To continue:\n  {job.continue_command()}"
+        say(f"Stopped at {there} of {format_seconds(plan.seconds)}. {how}", 0)
         return 128 + stop.signal
     if not request.quiet:
         say(progress.summary(), 0)

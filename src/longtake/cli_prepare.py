@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """What will be done, all settled. ``found`` is what is continued, if anything; ``devices`` may be ("auto",), and
-    ``layers``, the blocks per device, may be open."""
+    ``layers``, the blocks per device, may be open. ``given`` is how many frames a video to continue has, at the model's
+    rate."""
 
     request: Request
     plan: Plan
@@ -80,6 +83,7 @@ class Job:
     found: Recorded | None
     warnings: tuple[str, ...]
     layers: tuple[int, ...] | None = None
+    given: int = 0
 
     @property
     def loads(self) -> tuple[object, ...]:
@@ -185,7 +189,8 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
             return default if given is None else given
         if given is not None and given != old:
             raise ValueError(
-                f"{option} {given} contradicts {snapshot_path(request.out).name}, which was made with {old}: "
+                f"{option} {given} contradicts {snapshot_path(request.out).name}, which was made "
+                f"{'without it' if old is None else f'with {old}'}: "
                 "leave the option out, or start over with --overwrite."
             )
         return old
@@ -220,14 +225,27 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     likely = "bfloat16" if sys.platform == "linux" else "float32"  # where it is not known yet, there is a GPU
     plan = Plan(facts, policy, length, height, width, likely if dtype == "auto" else dtype, past)
     every = parse_duration(request.every) if request.every else float(kept.get("every", default_every(plan)))
-    warnings = _check_words(script, facts) if request.prompt is not None else []
+    warnings = check_words(script, facts) if request.prompt is not None else []
     kinds, before = ({name.split(":")[0] for name in names} for names in (devices, kept.get("device", "").split(",")))
     if found is not None and devices != ("auto",) and before not in ({""}, kinds):
         warnings.append(f"On {', '.join(devices)}, the video continues a little differently than on {kept['device']}.")
+    given = 0
     if request.image is not None or request.continue_from is not None:
-        _check_past(request, found, height, width, facts.fps)
+        given = _check_past(request, found, height, width, facts.fps)
     job = Job(
-        request, plan, script, seed, dtype, devices, offload or "", quantize, on_change, every, found, tuple(warnings)
+        request,
+        plan,
+        script,
+        seed,
+        dtype,
+        devices,
+        offload or "",
+        quantize,
+        on_change,
+        every,
+        found,
+        tuple(warnings),
+        given=given,
     )
     if job.done is None:
         _check_room(job)
@@ -253,8 +271,8 @@ def other_model(out: Path, facts: ModelFacts, kept: Mapping[str, Any]) -> str:
     )
 
 
-def _check_past(request: Request, found: Recorded | None, height: int, width: int, fps: int) -> None:
-    """Refuses a picture or video that a take cannot start from."""
+def _check_past(request: Request, found: Recorded | None, height: int, width: int, fps: int) -> int:
+    """Refuses a picture or video that a take cannot start from; returns the frames of the video."""
     if found is not None:
         option = "--image" if request.image is not None else "--continue-from"
         raise ValueError(f"{option} is for the start of a take, and {request.out} has begun: leave it out.")
@@ -267,7 +285,8 @@ def _check_past(request: Request, found: Recorded | None, height: int, width: in
             raise ValueError(
                 f"{request.out} cannot be continued into itself: --resume does that, or choose another --out."
             )
-        read_clip(request.continue_from, height, width, fps)
+        return len(read_clip(request.continue_from, height, width, fps))
+    return 0
 
 
 def _script(request: Request, found: Recorded | None, seconds: float | None, facts: ModelFacts) -> Script:
@@ -292,8 +311,8 @@ def _script(request: Request, found: Recorded | None, seconds: float | None, fac
     return script
 
 
-def _check_words(script: Script, facts: ModelFacts) -> list[str]:
-    warnings: list[str] = []
+def check_words(script: Script, facts: ModelFacts) -> list[str]:
+    warnings = _misspelt(script)
     if not facts.knows_pocket_words_only:
         return warnings
     for prompt in dict.fromkeys(segment.prompt for segment in script.segments):
@@ -309,15 +328,28 @@ def _check_words(script: Script, facts: ModelFacts) -> list[str]:
     return warnings
 
 
+def _misspelt(script: Script) -> list[str]:
+    """Warnings of what looks like a way to change a prompt, and is read as text."""
+    found = []
+    for segment in script.segments:
+        word = re.match(r"\[(\w+)\]", segment.prompt)
+        if word is not None and (near := get_close_matches(word[1].lower(), CHANGES, 1)):
+            found.append(f"{word[0]} is read as a part of the prompt; did you mean [{near[0]}]?")
+    return found
+
+
 def _check_room(job: Job) -> None:
     out, plan = job.request.out, job.plan
     free = shutil.disk_usage(out.parent).free
     # What is continued is on the disk already; what is replaced is there until the new one begins.
     needed = max(plan.disk_bytes - (out.stat().st_size if job.found is not None and out.exists() else 0), 0)
     if needed > free:
+        snapshots, less = 2 * plan.snapshot_bytes, "ask for fewer --seconds"
+        if snapshots > plan.video_bytes:
+            less = f"{format_bytes(snapshots)} of it are for two snapshots, so ask for a memory with fewer frames"
         raise ValueError(
-            f"{format_seconds(plan.seconds)} of video need about {format_bytes(needed)} on the disk of {out.parent}, "
-            f"where {format_bytes(free)} are free: ask for fewer --seconds or choose another --out."
+            f"{format_seconds(plan.seconds)} of video need about {format_bytes(needed)} on the disk of "
+            f"{out.parent.absolute()}, where {format_bytes(free)} are free: {less}, or choose another --out."
         )
 
 

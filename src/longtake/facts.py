@@ -95,12 +95,30 @@ class ModelFacts:
                 float(setting("shift", "shift", choice.shift)),
             )
             facts._numbers  # noqa: B018 (read now, so that what is wrong with them is said here)
+            facts._check_parts()
             return facts
         except (OSError, KeyError, TypeError, IndexError, AttributeError):
             raise ValueError(
                 f"{where or info.name} is not a Wan text-to-video model as diffusers saves it "
                 "(transformer: WanTransformer3DModel, vae: AutoencoderKLWan)."
             ) from None
+
+    def _check_parts(self) -> None:
+        """Refuses parts that are each in order, but not of one model, as far as their configurations tell."""
+        for own, theirs, part, what in (
+            (self.transformer.get("in_channels"), self.vae.get("z_dim"), "autoencoder", "latents of {} channels"),
+            (
+                self.transformer.get("text_dim"),
+                self.text_encoder.get("d_model"),
+                "text encoder",
+                "{} numbers per token",
+            ),
+        ):
+            if None not in (own, theirs) and own != theirs:
+                raise ValueError(
+                    f"The parts of {self.name} are not of one model: its transformer takes {what.format(own)}, its "
+                    f"{part} gives {theirs}."
+                )
 
     @property
     def name(self) -> str:

@@ -42,7 +42,8 @@ def parse_devices(text: str) -> tuple[str, ...]:
     names = tuple(part.strip().lower() for part in text.split(","))
     for name in names:
         if not _DEVICE.fullmatch(name):
-            raise ValueError(f"{name!r} is not a device; accepted are cpu, mps, cuda and cuda:N, separated by commas.")
+            what = repr(name) if name else f"What a comma parts from nothing in {text!r}"
+            raise ValueError(f"{what} is not a device; accepted are cpu, mps, cuda and cuda:N, separated by commas.")
     return names
 
 

@@ -8,11 +8,32 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from longtake.checkpoints.layout import transformer_settings
+from longtake.checkpoints.layout import some, transformer_settings
 from longtake.checkpoints.original import load_components
 from longtake.checkpoints.published import load_transformer
 from longtake.checkpoints.sources import Sources
 from longtake.pipeline import LongTakePipeline
+
+
+@torch.no_grad()
+def check_finite(module: torch.nn.Module, source: str) -> None:
+    """Refuses weights that are no numbers: one is enough to make every picture black.
+
+    Args:
+        module: with all its weights loaded.
+        source: for messages.
+
+    Raises:
+        ValueError: names the first few.
+    """
+    # An extreme is infinite or not a number if any of them is; found in one pass that allocates nothing.
+    broken = [
+        name
+        for name, x in module.named_parameters()
+        if x.numel() and not all(bool(extreme.isfinite()) for extreme in torch.aminmax(x))
+    ]
+    if broken:
+        raise ValueError(f"The weights in {source} are not all finite numbers: {some(broken)}.")
 
 
 def assemble(sources: Sources, dtype: torch.dtype, settings: Mapping[str, Any], shift: float) -> LongTakePipeline:
@@ -30,6 +51,12 @@ def assemble(sources: Sources, dtype: torch.dtype, settings: Mapping[str, Any], 
     like = transformer_settings(sources.components)
     transformer = load_transformer(sources.transformer, sources.key, dtype, like=like, loras=sources.loras)
     tokenizer, text_encoder, vae = load_components(sources.components, dtype)
+    for part, where in (
+        (transformer, sources.transformer),
+        (text_encoder, sources.components),
+        (vae, sources.components),
+    ):
+        check_finite(part, str(where))
     return LongTakePipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from longtake.checkpoints.layout import (
+    LORA,
     check_components,
     file_kind,
     has_original_parts,
@@ -100,9 +102,9 @@ def info_for(choice: Choice) -> ModelInfo:
     known = load_registry()
     info = known.get(choice.model)
     if info is None:
-        info = _info_of_path(choice.model, ", ".join(known))
+        info = _info_of_path(choice.model, list(known))
     for lora in choice.loras:
-        file_kind(lora.path)
+        file_kind(lora.path, LORA)
     if choice.components is not None:
         components = choice.components.expanduser()
         check_components(components)
@@ -120,12 +122,14 @@ def info_for(choice: Choice) -> ModelInfo:
     )
 
 
-def _info_of_path(model: str, known: str) -> ModelInfo:
+def _info_of_path(model: str, known: Sequence[str]) -> ModelInfo:
     path, key = split_key(model)
-    if not path.exists():
+    if not model.strip() or not path.exists():
+        near = get_close_matches(model.lower(), known, 1)
+        hint = f", did you mean {near[0]}" if near else ""
         raise ValueError(
-            f"There is no model {model!r}; accepted are {known}, a folder saved by diffusers, an original Wan folder, "
-            "or a .pt or .safetensors file."
+            f"There is no model {model!r}{hint}; accepted are {', '.join(known)}, a folder saved by diffusers, an "
+            "original Wan folder, or a .pt or .safetensors file."
         )
     whole = is_diffusers(path) and all((path / part).is_dir() for part in ("vae", "text_encoder", "tokenizer"))
     bare = (path / "config.json").is_file()  # of a transformer by itself, or of something that is refused later

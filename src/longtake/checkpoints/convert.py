@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.checkpoints.layout import (
+    LORA,
     check_components,
     file_kind,
     has_original_parts,
@@ -79,7 +80,7 @@ def check_conversion(
     if parts is not None:
         check_components(parts)
     for lora in loras:
-        file_kind(lora.path)
+        file_kind(lora.path, LORA)
     unknown = sorted(set(settings or {}) - set(SETTINGS))
     if unknown:
         raise ValueError(f"Unknown settings: {', '.join(unknown)}; accepted are {', '.join(SETTINGS)}.")
@@ -90,7 +91,7 @@ def check_conversion(
     if out.exists() or out.is_symlink():
         ours = out.is_dir() and not out.is_symlink() and (is_diffusers(out) or not any(out.iterdir()))
         if not overwrite:
-            raise ValueError(f"{out} exists already; choose another name, or allow to overwrite it.")
+            raise ValueError(f"{out} exists already; choose another name, or overwrite it (--overwrite).")
         if not ours:
             raise ValueError(f"{out} is no folder of a model, so it is not overwritten; choose another name.")
     parent = _existing_parent(out)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ACCEPTED = "a .pt, .pth or .safetensors checkpoint, a diffusers folder, or an original Wan folder"
+LORA = "a .pt, .pth or .safetensors file of LoRA weights"
 _WEIGHTS = "diffusion_pytorch_model"  # diffusers' name for them, which the original Wan folders use too
 _LARGEST_HEADER = 100 << 20  # bytes; the limit of the safetensors format
 
@@ -18,28 +19,32 @@ def some(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(known[:count]) + (f" and {len(known) - count} more" if len(known) > count else "")
 
 
-def file_kind(path: Path) -> str:
+def file_kind(path: Path, accepted: str = ACCEPTED) -> str:
     """``zip`` (torch.save), ``pickle`` (torch.save before 1.6) or ``safetensors``, told from the first bytes.
+
+    Args:
+        path: the file.
+        accepted: what is wanted, for messages.
 
     Raises:
         ValueError: if there is no file, or it is none of these; in one sentence.
     """
     try:
         if path.is_dir():
-            raise ValueError(f"{path} is a folder without weights that are known; accepted is {ACCEPTED}.")
+            raise ValueError(f"{path} is a folder without weights that are known; accepted is {accepted}.")
         with open(path, "rb") as file:
             head = file.read(64)
             size = file.seek(0, 2)
     except FileNotFoundError:
-        raise ValueError(f"There is nothing at {path}; accepted is {ACCEPTED}.") from None
+        raise ValueError(f"There is nothing at {path}; accepted is {accepted}.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
     if not head:
-        raise ValueError(f"{path} is empty; accepted is {ACCEPTED}.")
+        raise ValueError(f"{path} is empty; accepted is {accepted}.")
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer and not the weights; fetch them with `git lfs pull`.")
     if head.startswith(b"GGUF"):
-        raise ValueError(f"{path} is a GGUF file, which is not supported; accepted is {ACCEPTED}.")
+        raise ValueError(f"{path} is a GGUF file, which is not supported; accepted is {accepted}.")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     if head.startswith(b"\x80"):
@@ -49,7 +54,7 @@ def file_kind(path: Path) -> str:
         if 8 + length > size:
             raise ValueError(f"{path} is damaged or cut short.")
         return "safetensors"
-    raise ValueError(f"{path} is not a checkpoint; accepted is {ACCEPTED}.")
+    raise ValueError(f"{path} is not a checkpoint; accepted is {accepted}.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from longtake.checkpoints.layout import read_json, some
-from longtake.checkpoints.sources import LoraFile
+from longtake.checkpoints.sources import MOST_SCALE, LoraFile
 from longtake.checkpoints.wan import flat_to_diffusers, module_to_diffusers, to_diffusers
 from longtake.checkpoints.weights import bare_name, check_dtypes, choose, metadata_settings, read_file
 
@@ -22,6 +22,10 @@ KEYS = ("generator_lora", "lora", "model", "state_dict")
 _DOWN, _UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
 _PAIR = re.compile(r"(.+)\.(" + "|".join(map(re.escape, (*_DOWN, *_UP))) + r")(?:\.(\w+))?\.weight")
 _FLAT = ("lora_unet_", "lora_transformer_")  # prefixes of names with _ for every dot
+
+
+class LoraError(ValueError):
+    """A LoRA that cannot be used: none, damaged, or of another model."""
 
 
 class Layer(NamedTuple):
@@ -200,20 +204,23 @@ def read_all(files: Sequence[LoraFile], shapes: Mapping[str, Sequence[int]]) -> 
     """Reads LoRAs, each with its scale, and checks them against a model's shapes.
 
     Raises:
-        ValueError: if one cannot be read, or is of another model.
+        LoraError: if one cannot be read, or is of another model.
     """
     loras = []
     for file in files:
-        lora = read_lora(file.path, file.key)
-        lora.check(shapes)
-        loras.append((lora, check_scale(file.scale)))
+        try:
+            lora = read_lora(file.path, file.key)
+            lora.check(shapes)
+            loras.append((lora, check_scale(file.scale)))
+        except ValueError as error:
+            raise LoraError(str(error)) from None
     return loras
 
 
 def check_scale(scale: float) -> float:
-    """Refuses what is not a number."""
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"The scale of a LoRA must be a number, not {scale!r}.")
+    """Refuses what is not a number, or far too large a one."""
+    if not isinstance(scale, (int, float)) or not abs(scale) <= MOST_SCALE:
+        raise ValueError(f"The scale of a LoRA must be a number from -{MOST_SCALE:g} to {MOST_SCALE:g}, not {scale!r}.")
     return float(scale)
 
 

@@ -130,8 +130,10 @@ def transformer_config(
             raise ValueError(f"The weight {to_wan(name)} must have {dims} dimensions, not the sizes {list(found)}.")
         return found
 
+    if missing := [to_wan(name) for name in _TELLING if name not in weights]:
+        raise ValueError(f"The weights are incomplete: {some(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
     width, channels, *patch = shape("patch_embedding.weight", 5)
-    layers = {int(name.split(".")[1]) for name in weights if re.match(r"blocks\.\d+\.", name)}
+    layers = {int(name.split(".")[1]) for name in weights if _OF_BLOCK.match(name)}
     if not layers or max(layers) >= 2 * len(layers) + 1:  # single gaps are named as missing weights later
         raise ValueError(
             f"The weights are incomplete: of {max(layers, default=0) + 1} layers, {len(layers)} are there."
@@ -161,6 +163,13 @@ def transformer_config(
     }
 
 
+_TELLING = (  # the weights outside of the blocks whose shapes tell what the model is
+    "patch_embedding.weight",
+    "proj_out.weight",
+    "condition_embedder.text_embedder.linear_1.weight",
+    "condition_embedder.time_embedder.linear_1.weight",
+)
+_OF_BLOCK = re.compile(r"blocks\.\d+\.(attn[12]|ffn|norm[123]|scale_shift_table)\b")
 _UNSEEN = ("eps", "rope_max_seq_len")  # what no shape tells
 _NONE = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len")  # set in image-to-video models
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+MOST_SCALE = 100.0  # of a LoRA: far beyond what leaves a picture, and far from what float32 cannot hold
+
 
 @dataclass(frozen=True)
 class LoraFile:
@@ -52,7 +54,10 @@ def parse_lora(text: str) -> LoraFile:
             scale = float(after)
         except ValueError:
             scale = math.nan
-        if not math.isfinite(scale):
-            raise ValueError(f"The scale of a LoRA must be a number, as in {path}:0.5, not {after!r}.")
+        if not abs(scale) <= MOST_SCALE:
+            raise ValueError(
+                f"The scale of a LoRA must be a number from -{MOST_SCALE:g} to {MOST_SCALE:g}, as in {path}:0.5, "
+                f"not {after!r}."
+            )
         return LoraFile(Path(path).expanduser(), scale)
     raise ValueError(f"There is no LoRA at {text!r}; accepted is a file, or FILE:SCALE.")

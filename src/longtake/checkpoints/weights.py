@@ -104,6 +104,9 @@ def choose(content: Any, key: str | None, preferred: Sequence[str], source: str)
         key = next((name for name in preferred if name in sets), None)
     chosen = content if key is None else content[key]
     if key is None and not any(isinstance(value, Tensor) for value in content.values()):
+        model = not any("lora" in name for name in preferred)
+        if model and any("lora_" in str(name) for found in sets for name in content[found]):
+            raise ValueError(f"{source} is a LoRA and not a model; it can be added to one with --lora.")
         known = f", or say which key ({some(sets, 8)})" if sets else ""
         raise ValueError(
             f"{source} holds no weights; accepted are {', '.join(preferred)} or weights at the top{known}."
