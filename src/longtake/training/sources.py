@@ -161,7 +161,7 @@ class PromptFile:
 
         lines = [line for line in read_lines(path) if line.strip()]
         if len(lines) <= held_out:
-            raise ValueError(f"{path} has {len(lines)} prompts, data.held_out keeps {held_out}: there must be more.")
+            raise ValueError(f"{path} has {len(lines)} prompts, and data.held_out keeps {held_out}: it needs more.")
         self._lines, self._held = lines[: len(lines) - held_out], lines[len(lines) - held_out :]
         self.count = len(self._lines)
 
