@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from diffusers.loaders import WanLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
 
-ADAPTER = "train"
-"""The adapter's name in the model."""
+ADAPTER = "default"
+"""The adapter's name in the model; PEFT's own choice."""
 
 
 def block_linears(transformer: Any) -> list[str]:
@@ -41,19 +42,23 @@ def add_lora(transformer: Any, rank: int, alpha: float | None = None, *, name: s
         How many layers have one.
 
     Raises:
-        ValueError: if the rank or the alpha is not positive, or there is an adapter of this name.
+        ValueError: if the rank or the alpha is not positive, or the name cannot be had or is taken.
     """
     alpha = rank if alpha is None else alpha
     if rank < 1 or not alpha > 0:
         raise ValueError(f"A LoRA's rank is 1 or more and its alpha above 0, not {rank} and {alpha}.")
+    # PEFT makes the name that of a module within a ModuleDict.
+    if not name.isidentifier() or hasattr(torch.nn.ModuleDict, name):
+        raise ValueError(f"An adapter cannot be called {name!r}; choose another name, such as {ADAPTER!r}.")
     if name in getattr(transformer, "peft_config", {}):
         raise ValueError(f"There is an adapter {name!r} already; choose another name.")
     layers = block_linears(transformer)
     # PEFT keeps the original layer, also a linear one, inside its own: a second adapter goes on the outer.
     layers = [x.removesuffix(".base_layer") for x in layers if ".lora_" not in x]
-    transformer.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=layers), name
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=layers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant to be possible
+        transformer.add_adapter(config, name)
     generator = torch.Generator().manual_seed(seed)
     for parameter_name, parameter in transformer.named_parameters():
         parameter.requires_grad_(f".{name}." in parameter_name)

@@ -50,7 +50,8 @@ class Clip:
     """What one call of :meth:`Rollout.clip` gives the score networks.
 
     Attributes:
-        frames: ``[batch, channels, frames, height, width]``: frames of the clip before (detached), then new ones.
+        frames: ``[batch, channels, frames, height, width]``, float32 (float64 of a float64 model): frames of the clip
+            before (detached), then new ones.
         supervised: bool ``[frames]``, on the device: new, and made with gradients (if any were asked for).
         texts: the embedding of every chunk that was made.
         first: index of the first frame within the rollout, in latent frames.
@@ -273,8 +274,8 @@ class Rollout:
             self._forward(latents if grad else latents.detach(), -1)
 
     def _noise(self, step: int) -> Tensor:
-        device = self.memory.device
-        return torch.cat([chunk_noise(seed, self.index, step, self.shape, device) for seed in self.seeds])
+        device, dtype = self.memory.device, torch.promote_types(self.memory.dtype, torch.float32)
+        return torch.cat([chunk_noise(seed, self.index, step, self.shape, device, dtype) for seed in self.seeds])
 
     def _forward(self, x: Tensor, step: int) -> Tensor:
         dtype = self.memory.dtype
