@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +14,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from longtake.attention import install
-from longtake.memory import Sliding
+from longtake.memory import Sliding, parse_memory
 from longtake.sampling import FewStepSchedule
 from longtake.training.critic import critic_from, freeze
 from longtake.training.dmd import DMD, masked_mean
 from longtake.training.flow import Flow, SigmaSampling, WanFlow, flow_from_x0, score_from_x0, x0_from_flow
-from longtake.training.selfforcing import Rollout
+from longtake.training.selfforcing import Rollout, shared_exit
 from tests.helpers_training import draw
 from tests.test_attention import build, text
 
@@ -91,10 +94,9 @@ def test_training_reaches_the_data_and_its_whole_covariance() -> None:
         optimizer.zero_grad()
         schedule.step()
     made, data = (a @ a.T).detach(), ROOT @ ROOT.T
-    assert torch.allclose(b, MEAN, atol=0.1)
-    assert torch.allclose(made, data, atol=0.15)
-    lost = torch.linalg.eigvalsh(made) / torch.linalg.eigvalsh(data)
-    assert float(lost.min()) > 0.7  # no direction has collapsed, the narrowest neither
+    assert torch.allclose(b, MEAN, atol=1e-4)
+    # Whole: the narrowest direction has a variance of 0.14, and has not collapsed either.
+    assert torch.allclose(made, data, atol=1e-4)
 
 
 def test_the_critic_recovers_a_score() -> None:
@@ -136,12 +138,12 @@ def test_the_critic_recovers_a_score() -> None:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    for level in (0.2, 0.5, 0.8):
+    for level, tolerance in ((0.2, 0.06), (0.5, 0.02), (0.8, 0.002)):
         sigma = torch.full((2000,), level)
         x_t = (1 - level) * samples(2000) + level * torch.randn(2000, 2, generator=generator)
         with torch.no_grad():
             scores = [score_from_x0(x_t, x0_from_flow(x_t, f(x_t, sigma, None), sigma), sigma) for f in (critic, exact)]
-        assert float((scores[0] - scores[1]).square().mean() / scores[1].square().mean()) < 0.03
+        assert float((scores[0] - scores[1]).square().mean() / scores[1].square().mean()) < tolerance
 
 
 # A transformer
@@ -191,7 +193,28 @@ def test_fifty_steps_of_distillation_move_a_transformer_towards_the_data() -> No
         optimizers[0].zero_grad()
     after = distance()
     assert after[0] < 0.35 * before[0]
-    assert 0.05 < after[1] < 1.0
+    assert 0.3 < after[1] < 0.85 * before[1]  # narrower, and not one point
+
+
+@pytest.mark.parametrize("iteration", [0, 1])
+def test_the_iteration_of_the_documentation(iteration: int) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "dmd.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code.replace("height=60, width=104", "height=4, width=6")
+    student, teacher = build(), build()
+    names: dict[str, Any] = {
+        "student": student,
+        "teacher": teacher,
+        "critic": critic_from(teacher),
+        "text": text(),
+        "seed": 1,
+    }
+    names |= {"empty_text": text(4), "iteration": iteration, "generator": torch.Generator()}
+    imported: dict[str, Any] = {"DMD": DMD, "FewStepSchedule": FewStepSchedule, "Rollout": Rollout, "WanFlow": WanFlow}
+    imported |= {"freeze": freeze, "parse_memory": parse_memory, "shared_exit": shared_exit}
+    exec(code, {**imported, **names})
+    learning = [any(p.grad is not None for p in m.parameters()) for m in (student, names["critic"], teacher)]
+    assert learning == [iteration == 0, iteration == 1, False]
 
 
 def test_a_critic_starts_as_the_teacher_and_leaves_it_alone() -> None:
@@ -236,7 +259,7 @@ def test_the_loss_by_hand() -> None:
             if mask[row, frame]:
                 total, count = total + float(gradient.square().sum()) / 2, count + 16
     assert count == 48
-    assert float(out.loss) == pytest.approx(total / count)
+    assert float(out.loss.detach()) == pytest.approx(total / count)
     assert x.grad is not None
     assert torch.allclose(x.grad, out.gradient * mask[:, None, :, None, None] / 48)
 

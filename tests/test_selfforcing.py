@@ -16,10 +16,14 @@ from torch import Tensor
 from longtake.attention import attending, memory_for
 from longtake.checkpoints import load
 from longtake.memory import MemoryPolicy, MemRoPE, Sliding, parse_memory
+from longtake.memory.frozen import frozen
 from longtake.memory.policy import LONG, Update
 from longtake.memory.split import SplitMemory
 from longtake.pipeline import LongTakePipeline
 from longtake.sampling import FewStepSchedule, chunk_noise
+from longtake.training.critic import critic_from
+from longtake.training.dmd import DMD
+from longtake.training.flow import WanFlow
 from longtake.training.selfforcing import Clip, Rollout, Switch, image_latent, shared_exit
 from tests.helpers_pipeline import FPS, OTHER, PROMPT, run
 from tests.helpers_pipeline import build as build_pipeline
@@ -74,7 +78,7 @@ def test_a_rollout_is_what_the_pipeline_makes(pocket: LongTakePipeline, memory: 
     policy = parse_memory(memory)
     assert latents.shape[2] == 39 > 3 * policy.capacity(3)
     schedule = FewStepSchedule.from_steps(pocket.config.denoising_steps, pocket.shift)
-    for functional, tolerance in ((False, 0.0), (True, 2e-4)):
+    for functional, tolerance in ((False, 0.0), (True, 3e-5)):
         made = Rollout(
             pocket.transformer, policy, schedule, pocket.encode_prompt(PROMPT), [3], 8, 8, functional=functional
         )
@@ -218,11 +222,11 @@ def test_a_frozen_memory_stays() -> None:
     memory = memory_for(model, SMALL["memrope"], 4, 6, functional=True)
     key = draw(0, 1, 18, 2, 12)
     with pytest.raises(RuntimeError, match="No chunk is open"):
-        memory.frozen()
+        frozen(memory)
     seen = []
     for index in range(5):
         memory.begin_chunk()
-        seen.append((memory.frozen(), memory.query(key), *memory.update(1, key, key)))
+        seen.append((frozen(memory), memory.query(key), *memory.update(1, key, key)))
         with torch.no_grad(), attending(model, memory), memory.recording():
             model(draw(index, 1, 4, 3, 4, 6), torch.zeros(1), text())
     memory.change_prompt("cut")
@@ -235,7 +239,7 @@ def test_a_frozen_memory_stays() -> None:
     inplace = memory_for(model, SMALL["memrope"], 4, 6)
     inplace.begin_chunk()
     with pytest.raises(RuntimeError, match="writes in place"):
-        inplace.frozen()
+        frozen(inplace)
 
 
 @contextmanager
@@ -425,6 +429,7 @@ def test_the_image_latent_of_the_overlap() -> None:
 
 def test_exits_are_shared_and_uniform() -> None:
     drawn = [shared_exit(5, i, 4) for i in range(4000)]
+    assert drawn[:12] == [1, 0, 3, 0, 1, 0, 0, 3, 3, 2, 1, 3]  # of another process, once
     assert drawn == [shared_exit(5, i, 4) for i in range(4000)]
     assert drawn != [shared_exit(6, i, 4) for i in range(4000)]
     for step in range(4):
@@ -469,3 +474,24 @@ def test_rollouts_that_cannot_be() -> None:
     made.clip(0, 6, grad=False)
     with pytest.raises(ValueError, match="overlap is 0 to 2"):
         made.clip(0, 6, overlap=3)
+
+
+@pytest.mark.parametrize(("memory_grad", "checkpointing"), [("none", False), ("full", True)])
+def test_the_host_asks_the_device_nothing(memory_grad: str, checkpointing: bool) -> None:
+    """On a device without numbers: what would wait for one raises, and so does what mixes devices."""
+    model = build().to("meta")
+    critic = critic_from(model)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    stream = rollout(model, SMALL["memrope"], memory_grad=memory_grad)
+    generator, dmd = torch.Generator(), DMD()
+    with pytest.raises(RuntimeError):
+        stream.text.sum().item()
+    for _ in range(2):
+        clip = stream.clip(2, switches={stream.index + 2: Switch(text(), "recache")})
+        real = WanFlow(model, 3.0, text(3).to("meta"))
+        out = dmd.loss(clip.frames, clip.text, real, WanFlow(critic), generator, supervised=clip.supervised)
+        out.loss.backward()
+        dmd.critic_loss(clip.frames, clip.text, WanFlow(critic), generator).backward()
+    assert {x.device.type for x in (out.loss, clip.frames, clip.supervised, clip.text)} == {"meta"}
+    assert all(p.grad is not None for m in (model, critic) for p in m.blocks.parameters())

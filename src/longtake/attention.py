@@ -15,6 +15,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
+from longtake.memory.frozen import frozen
 from longtake.memory.policy import MemoryPolicy
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
@@ -159,7 +160,7 @@ class _Replayed:
 
     def __init__(self, block: Any, binding: _Binding) -> None:
         assert binding.memory is not None
-        self.block, self.binding, self.memory = block, binding, binding.memory.frozen()
+        self.block, self.binding, self.memory = block, binding, frozen(binding.memory)
         self.again = False
 
     def __call__(self, *args: Any) -> Any:

@@ -183,10 +183,6 @@ class SplitMemory:
         for part in self.parts:
             part.detach()
 
-    def frozen(self) -> SplitMemory:
-        """What forwards of the open chunk attend to, for ever; see ``Memory.frozen``."""
-        return SplitMemory([part.frozen() for part in self.parts])
-
     # State
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:

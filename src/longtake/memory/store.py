@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class Memory:
         theta: base of the rotary frequencies.
         functional: replace tensors instead of writing into preallocated ones, so that forwards and commits can run
             under autograd. Slower; for training. Nothing that a forward was given is written to later, so backward can
-            run when many more chunks have been made, with gradient checkpointing too (``frozen``).
+            run when many more chunks have been made, with gradient checkpointing too (``longtake.memory.frozen``).
 
     Attributes:
         frame: global index of the first frame of the current chunk, or of the next one between chunks.
@@ -278,23 +277,6 @@ class Memory:
         self.averages = {tag: (k.detach(), v.detach()) for tag, (k, v) in self.averages.items()}
         if not self.functional:
             self._make_views()
-
-    def frozen(self) -> Memory:
-        """What forwards of the open chunk attend to, for ever: whatever becomes of this memory, the result's ``query``
-        and ``update`` give what they give now. For gradient checkpointing, which runs a forward again in backward, when
-        the memory has moved on. Shares the rotated past of the chunk with this memory, and holds nothing else.
-
-        Raises:
-            RuntimeError: if no chunk is open, or this memory writes in place.
-        """
-        self._require_open()
-        if not self.functional:
-            raise RuntimeError("This memory writes in place; only a functional one can be frozen.")
-        view = copy(self)
-        view.keys, view.values = self.keys.new_empty(0), self.values.new_empty(0)
-        view.tags, view.prompt, view.averages = list(self.tags), list(self.prompt), {}
-        view._recording, view._recorded = False, {}
-        return view
 
     # State
 

@@ -92,7 +92,7 @@ def save_lora(transformer: Any, path: str | os.PathLike[str], name: str = ADAPTE
     if target.suffix != ".safetensors":
         raise ValueError(f"A LoRA is written to a .safetensors file, not to {target.name!r}.")
     config = _config(transformer, name).to_dict()
-    # Layer names are in the weights already, and hundreds of them in no order do not make a reproducible file.
+    # A set has another order in every process.
     config["target_modules"] = sorted(config["target_modules"])
     layers = get_peft_model_state_dict(transformer, adapter_name=name)
     layers = {key: x.detach().to("cpu").contiguous() for key, x in layers.items()}
