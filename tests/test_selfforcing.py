@@ -318,6 +318,24 @@ class Learned(Sliding):
             evict.append(next(s for s, tag in enumerate(memory.tags) if tag >= 0 and s not in evict))
         return Update(evict, {LONG: (self.scale * keys.float(), self.scale * values.float())})
 
+    def on_prompt_change(self, memory: Any, mode: str) -> Update:
+        if mode != "flush" or LONG not in memory.tags:
+            return super().on_prompt_change(memory, mode)
+        key, value = memory.averages[LONG]
+        return Update(tokens={LONG: (self.scale * key, self.scale * value)})
+
+
+@pytest.mark.parametrize(("way", "learns"), [("none", False), ("update", True)])
+def test_a_prompt_change_is_an_update_too(way: str, learns: bool) -> None:
+    model, scale = build(), torch.nn.Parameter(torch.tensor(1.0))
+    policy = Learned(scale=scale)
+    stream = rollout(model, policy, memory_grad=way)
+    stream.clip(1, 12, grad=False)
+    clip = stream.clip(1, 6, switches={4: Switch(text(9, batch=2), "flush")})
+    assert LONG in stream.memory.tags
+    judged(clip).backward()
+    assert (scale.grad is not None and bool(scale.grad != 0)) == learns
+
 
 @pytest.mark.parametrize(("way", "learns"), [("none", False), ("update", True), ("full", True)])
 @pytest.mark.parametrize("exit", [0, 3])

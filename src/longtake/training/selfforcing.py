@@ -200,7 +200,9 @@ class Rollout:
         with_grad = [grad and (self.grad_chunks is None or i >= count - self.grad_chunks) for i in range(count)]
         for i in range(count):
             if self.index in switches:
-                self._switch(switches[self.index])
+                # A policy may learn what a change does. What "recache" reads again is a constant in any case.
+                with torch.set_grad_enabled(grad and self.memory_grad != "none"):
+                    self._switch(switches[self.index])
             made.append(self._next(exit, with_grad[i], grad))
             texts.append(self.text)
         self.memory.detach()
