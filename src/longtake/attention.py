@@ -7,7 +7,7 @@ values of the prompt. Without a memory bound, both are diffusers' own ``WanAttnP
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
+from longtake.memory.frozen import frozen
 from longtake.memory.policy import MemoryPolicy
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
@@ -129,7 +130,9 @@ def _binding(transformer: Any) -> _Binding | None:
 def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory | SplitMemory]:
     """Forwards of ``transformer`` inside attend to ``memory``; installs the processors if need be.
 
-    Takes share a transformer by taking turns: bind, run a forward or a chunk, leave.
+    Takes share a transformer by taking turns: bind, run a forward or a chunk, leave. With gradient checkpointing
+    (``transformer.enable_gradient_checkpointing()``) and a functional memory, blocks that backward runs again attend to
+    the memory as it was in the forward, wherever and whenever backward is called.
 
     Args:
         transformer: a ``WanTransformer3DModel``.
@@ -145,9 +148,43 @@ def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory
         raise ValueError(f"The memory has {len(memory.prompt)} layers, the transformer {len(transformer.blocks)}.")
     before, binding.memory = binding.memory, memory
     try:
-        yield memory
+        with _checkpointing(transformer, binding) if memory.functional else nullcontext():
+            yield memory
     finally:
         binding.memory = before
+
+
+class _Replayed:
+    """A block as gradient checkpointing calls it: once in the forward, and again in each backward, when the memory has
+    moved on or is bound no more. Then it attends to the memory as it was."""
+
+    def __init__(self, block: Any, binding: _Binding) -> None:
+        assert binding.memory is not None
+        self.block, self.binding, self.memory = block, binding, frozen(binding.memory)
+        self.again = False
+
+    def __call__(self, *args: Any) -> Any:
+        if not self.again:
+            self.again = True
+            return self.block(*args)
+        before, self.binding.memory = self.binding.memory, self.memory
+        try:
+            return self.block(*args)
+        finally:
+            self.binding.memory = before
+
+
+@contextmanager
+def _checkpointing(transformer: Any, binding: _Binding) -> Iterator[None]:
+    if not getattr(transformer, "gradient_checkpointing", False):
+        yield
+        return
+    plain = transformer._gradient_checkpointing_func
+    transformer._gradient_checkpointing_func = lambda block, *args: plain(_Replayed(block, binding), *args)
+    try:
+        yield
+    finally:
+        transformer._gradient_checkpointing_func = plain
 
 
 def memory_for(

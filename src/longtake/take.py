@@ -15,7 +15,8 @@ import torch
 from longtake.attention import attending, memory_for
 from longtake.decode import StreamingDecoder
 from longtake.encode import StreamingEncoder
-from longtake.memory import PROMPT_CHANGES, MemoryPolicy
+from longtake.memory import MemoryPolicy
+from longtake.memory.change import RECACHED_CHUNKS, change_prompt
 from longtake.pictures import portions
 from longtake.prompts import CHANGES, Script, Segment, parse_script
 from longtake.sampling import FewStepSchedule, chunk_noise
@@ -25,8 +26,6 @@ from longtake.transfer import send
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
-
-RECACHED_CHUNKS = 2
 
 
 @dataclass
@@ -272,16 +271,7 @@ class Take:
         return self._embedding[1]
 
     def _change_prompt(self, change: str, text: torch.Tensor) -> None:
-        self.memory.change_prompt(change if change in PROMPT_CHANGES else "keep")
-        if change == "recache" and self.last:
-            # A short window may hold fewer than what is kept here; the newest chunk is always there.
-            chunk, end = self.memory.chunk, self.memory.frame
-            held = [n for n in range(1, len(self.last) + 1) if {*range(end - n * chunk, end)} <= {*self.memory.tags}]
-            again = list(self.last)[-max(held) :]
-            self.memory.rewind(chunk * len(again))
-            for latents in again:
-                self.memory.begin_chunk()
-                self.commit(latents, text)
+        change_prompt(self.memory, change, self.last, lambda latents: self.commit(latents, text))
 
     @torch.no_grad()
     def denoise(self, text: torch.Tensor) -> torch.Tensor:

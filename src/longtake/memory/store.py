@@ -38,8 +38,8 @@ class Memory:
         device, dtype: of keys and values; the model's.
         theta: base of the rotary frequencies.
         functional: replace tensors instead of writing into preallocated ones, so that forwards and commits can run
-            under autograd. Slower; for training. Backward (with gradient checkpointing above all) must run before the
-            next ``begin_chunk``.
+            under autograd. Slower; for training. Nothing that a forward was given is written to later, so backward can
+            run when many more chunks have been made, with gradient checkpointing too (``longtake.memory.frozen``).
 
     Attributes:
         frame: global index of the first frame of the current chunk, or of the next one between chunks.
