@@ -15,8 +15,8 @@ which frames of which elements are an element's keys. Elements with equally many
 mask: neither tokens x tokens nor padding is ever made. The processors are in ``causal_attention.py``.
 
 **Temporal ids.** ``ids="absolute"`` is the frame's number in the take, for sequences within the range that the model
-was trained on (21 latent frames for Wan; ``causal_layout(limit=...)`` checks). ``ids="relative"``, and every other policy,
-is the position among what is held, which never leaves the window however late the sequence is.
+was trained on (21 latent frames for Wan; ``causal_layout(limit=...)`` checks). ``ids="relative"``, and every other
+policy, is the position among what is held, which never leaves the window however late the sequence is.
 """
 
 from __future__ import annotations

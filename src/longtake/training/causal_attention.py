@@ -214,9 +214,9 @@ def attending_causal(
     """Forwards inside follow ``layout``; afterwards the processors are what they were.
 
     A forward takes latents ``[elements, channels, chunk, h, w]``, timesteps ``[elements]`` and text ``[elements,
-    tokens, dim]``. The backward may run outside, also with diffusers' gradient checkpointing, which computes blocks anew: they get
-    their processors back for it. (Checkpoints wrapped around blocks in another way need the backward inside.) Nothing
-    else of the transformer is touched, so sharded ones do.
+    tokens, dim]``. The backward may run outside, also with diffusers' gradient checkpointing, which computes blocks
+    anew: they get their processors back for it. (Checkpoints wrapped around blocks in another way need the backward
+    inside.) Nothing else of the transformer is touched, so sharded ones do.
 
     Args:
         transformer: a ``WanTransformer3DModel`` for text to video.
