@@ -304,7 +304,7 @@ def test_mistakes_are_told() -> None:
         ({"timesteps": (1200.0,)}, "0 to 1000"),
     ):
         with pytest.raises(ValueError, match=words):
-            StudentOptions(**wrong)  # type: ignore[arg-type]
+            StudentOptions(**wrong)
     with pytest.raises(ValueError, match="2 sequences need as many generators, not 1"):
         student_losses(transformer, batch, generators(1), StudentOptions())
     with pytest.raises(ValueError, match="length is 9 chunks, but the sequences have 6"):
@@ -324,3 +324,29 @@ def test_mistakes_are_told() -> None:
         x = draw(1, 3, 1)
         student_against_teacher(lambda x, s: x, lambda x, s: x, x, x, [0.5], [True])
     assert Sliding(12, 3, "relative").spec() in StudentOptions().memories
+
+
+def test_sharded_and_checkpointed_is_the_same() -> None:
+    """FSDP2 with blocks of their own, in a group of one process: parameters are DTensors, hooks run around blocks."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    options, batch = StudentOptions(memories=SMALL), sequences(2)
+    plain, sharded = model(), model()
+    loss = student_losses(plain, batch, generators(1, 2), options)["loss"]
+    loss.backward()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for block in sharded.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        sharded.enable_gradient_checkpointing()
+        other = student_losses(sharded, batch, generators(1, 2), options)["loss"]
+        other.backward()
+        assert torch.allclose(loss, other, rtol=1e-6)
+        found = torch.cat([p.grad.full_tensor().flatten() for p in sharded.parameters()])  # type: ignore[union-attr]
+        assert torch.allclose(found, gradients(plain), rtol=1e-5, atol=1e-7)
+    finally:
+        dist.destroy_process_group()
