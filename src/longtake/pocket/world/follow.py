@@ -9,8 +9,8 @@ from torch import Tensor
 
 from longtake.pocket.world.laws import pose
 from longtake.pocket.world.names import LIGHTS, MOTIONS, PERIODS
-from longtake.pocket.world.read import Reading
-from longtake.pocket.world.render import render
+from longtake.pocket.world.reader import Reading
+from longtake.pocket.world.renderer import render
 from longtake.pocket.world.scenes import sample_scenes
 
 _UNSEEN = 0.02  # cost of a frame in which a law and a reading disagree on whether the subject is in the picture
@@ -76,7 +76,8 @@ def read_motion(reading: Reading) -> Tensor:
     motions, laws, expected = _laws(reading.x.shape[1], reading.x.device)
     _, x, y, there = track(reading)
     there, certain = there.float(), (there & ~reading.edge).float()
-    both = certain[:, None] * (expected == 1.0)[None]
+    # where something may stand before it, the place that is seen counts for less
+    both = certain[:, None] * torch.where(expected == 0.5, 0.4, expected)[None]
     amount = both.sum(2).clamp(min=1.0)
     dx, dy = x[:, None] - laws[None, ..., 0], y[:, None] - laws[None, ..., 1]
     # an anchor moves most laws sideways, a radius all up and down; the two are bounded
@@ -85,10 +86,9 @@ def read_motion(reading: Reading) -> Tensor:
     shift_x = torch.where(motions == MOTIONS.index("hides"), shift_x.clamp(-0.3, 0.3), shift_x)
     shift_y = ((dy * both).sum(2) / amount).clamp(-0.16, 0.16)
     off = (dx - shift_x[..., None]).square() + (dy - shift_y[..., None]).square()
-    cost = (off.clamp(max=_FAR) * both).sum(2)
+    cost = (off.clamp(max=_FAR) * both).sum(2) / amount
     unlike = (there[:, None] - expected[None]).abs() * (expected != 0.5)[None]
-    cost = cost + _UNSEEN * 2 * unlike.sum(2)
-    cost = cost / x.shape[1] + 0.02 / amount
+    cost = cost + _UNSEEN * 2 * unlike.mean(2) + 0.02 / amount
     of_motion = torch.stack([cost[:, motions == m].amin(1) for m in range(len(MOTIONS) - 1)], 1)
     return of_motion.argmin(1)
 

@@ -140,7 +140,9 @@ def pose(scenes: Scenes, frames: torch.Tensor) -> Pose:
     y = torch.where(orbits, y[..., :1] + gap * torch.sin(way * wave), y)
     legs = torch.where(rolls_on_wheels, covered / (WHEEL * radius), step * covered)
     on_foot = ((scenes.motion == MOTIONS.index("walks")) | (scenes.motion == MOTIONS.index("rolls")))[:, None]
-    on_foot = on_foot | ((scenes.motion >= MOTIONS.index("leaves")) & (scenes.motion < MOTIONS.index("orbits")))[:, None]
+    on_foot = (
+        on_foot | ((scenes.motion >= MOTIONS.index("leaves")) & (scenes.motion < MOTIONS.index("orbits")))[:, None]
+    )
     gait = torch.where(on_foot & ~hovers, legs, beat)
     turn = (4 * head).clamp(-1, 1)
     face = torch.where(turn >= 0, turn.clamp(min=0.25), turn.clamp(max=-0.25))

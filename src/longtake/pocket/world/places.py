@@ -129,7 +129,9 @@ def _meadow(c: Canvas) -> None:
 
 
 def _forest(c: Canvas) -> None:
-    c.sky(((0.74, 0.80, 0.87), (0.66, 0.57, 0.66), (0.10, 0.13, 0.22)), ((0.92, 0.93, 0.95), (0.93, 0.78, 0.74), _PALE[2]))
+    c.sky(
+        ((0.74, 0.80, 0.87), (0.66, 0.57, 0.66), (0.10, 0.13, 0.22)), ((0.92, 0.93, 0.95), (0.93, 0.78, 0.74), _PALE[2])
+    )
     c.stars()
     c.sun(-0.66, 0.14)
     for row, (height, step, colour) in enumerate(((0.75, 0.34, (0.74, 0.81, 0.83)), (0.6, 0.46, (0.60, 0.71, 0.72)))):
@@ -173,13 +175,19 @@ def _desert(c: Canvas) -> None:
 
 
 def _city(c: Canvas) -> None:
-    c.sky(((0.72, 0.80, 0.88), (0.60, 0.52, 0.66), (0.11, 0.12, 0.22)), ((0.93, 0.91, 0.89), (0.98, 0.78, 0.68), (0.28, 0.27, 0.38)))
+    c.sky(
+        ((0.72, 0.80, 0.88), (0.60, 0.52, 0.66), (0.11, 0.12, 0.22)),
+        ((0.93, 0.91, 0.89), (0.98, 0.78, 0.68), (0.28, 0.27, 0.38)),
+    )
     c.stars()
     c.sun(-0.68, 0.14)
     for row, (step, low, colour) in enumerate(((0.5, -0.10, (0.74, 0.77, 0.82)), (0.38, 0.12, (0.65, 0.68, 0.75)))):
         number = torch.floor((c.x + step * c.hill(row)) / step)
         top = low + 0.24 * torch.sin(number * 2.3 + 20 * c.hill(2 + row))
-        c.paint(torch.maximum(top - c.y, (torch.remainder(c.x + step * c.hill(row), step) - step / 2).abs() - 0.46 * step), colour)
+        c.paint(
+            torch.maximum(top - c.y, (torch.remainder(c.x + step * c.hill(row), step) - step / 2).abs() - 0.46 * step),
+            colour,
+        )
     c.landmarks(4)
     c.paint(c.below(torch.full_like(c.x, 0.42)), (0.80, 0.79, 0.78))
     c.paint(c.below(torch.full_like(c.x, 0.52)), (0.58, 0.59, 0.63))
@@ -190,10 +198,18 @@ def _city(c: Canvas) -> None:
 
 
 def _sea(c: Canvas) -> None:
-    c.sky(((0.64, 0.86, 0.86), (0.66, 0.62, 0.70), (0.16, 0.22, 0.29)), ((0.42, 0.66, 0.72), (0.42, 0.42, 0.54), (0.10, 0.14, 0.20)))
+    c.sky(
+        ((0.64, 0.86, 0.86), (0.66, 0.62, 0.70), (0.16, 0.22, 0.29)),
+        ((0.42, 0.66, 0.72), (0.42, 0.42, 0.54), (0.10, 0.14, 0.20)),
+    )
     for ray in range(3):
         x0 = 2.2 * c.hill(ray) - 1.2 + 0.9 * (ray - 1)
-        c.paint((c.x - x0 - 0.35 * c.y).abs() - 0.10 - 0.03 * c.y, (0.66, 0.84, 0.84), (0.64, 0.60, 0.68), (0.17, 0.23, 0.30))
+        c.paint(
+            (c.x - x0 - 0.35 * c.y).abs() - 0.10 - 0.03 * c.y,
+            (0.66, 0.84, 0.84),
+            (0.64, 0.60, 0.68),
+            (0.17, 0.23, 0.30),
+        )
     c.paint(c.below(0.14 + 0.14 * torch.sin(2.0 * c.x + 6.3 * c.hill(0))), (0.46, 0.66, 0.70))
     c.paint(c.below(0.34 + 0.08 * torch.sin(2.4 * c.x + 6.3 * c.hill(1))), (0.52, 0.66, 0.66))
     c.landmarks(5)

@@ -1,4 +1,4 @@
-"""Subjects found in pictures by their strong colours. The lower half of :mod:`read`."""
+"""Subjects found in pictures by their strong colours. The lower half of :mod:`reader`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALLEST = 0.005  # share of the picture below which nothing is called a subjec
 @dataclass
 class Found:
     """One subject per picture, as far as there is one: ``mask`` ``[frames, h, w]`` in {0, 1}, ``picture`` the working
-    picture in white light, the others ``[frames]``, units as in `read.Reading`."""
+    picture in white light, the others ``[frames]``, units as in `reader.Reading`."""
 
     mask: Tensor
     picture: Tensor
@@ -102,7 +102,9 @@ def find(frames: Tensor, light: Tensor) -> tuple[Found, Found]:
     worn = _accessory(first, each)
     first.accessory, first.accessory_color = worn[0], worn[1]
     scarf = each[torch.arange(len(each), device=each.device), worn[1]] * _close(first.mask[:, None], 5)[:, 0]
-    first.mask = torch.where((worn[0] == ACCESSORIES.index("scarf"))[:, None, None], first.mask.maximum(scarf), first.mask)
+    first.mask = torch.where(
+        (worn[0] == ACCESSORIES.index("scarf"))[:, None, None], first.mask.maximum(scarf), first.mask
+    )
     rest = torch.where((worn[0] > 0)[:, None] & (kinds == worn[1][:, None]), torch.zeros_like(rest), rest)
     second = _one(white, each, dense, rest.argmax(1))
     second.visible &= (rest.amax(1) > 0) & (second.area > 0.18 * first.area)

@@ -163,7 +163,9 @@ def _cat(p: _Painter) -> None:
     for foot, step in ((-0.62, swing), (-0.36, -swing), (0.24, swing), (0.48, -swing)):
         p.limb(capsule(p.x, p.y, foot, 0.4, foot + step, 0.88, 0.12))
     tail = 0.12 * torch.sin(p.gait)
-    p.limb(union(capsule(p.x, p.y, -0.7, 0.2, -1.08, -0.2, 0.1), capsule(p.x, p.y, -1.08, -0.2, -1.0 + tail, -0.66, 0.1)))
+    p.limb(
+        union(capsule(p.x, p.y, -0.7, 0.2, -1.08, -0.2, 0.1), capsule(p.x, p.y, -1.08, -0.2, -1.0 + tail, -0.66, 0.1))
+    )
     ears = union(triangle(p.x, p.y, 0.40, -0.96, -0.36, 0.18), triangle(p.x, p.y, 0.96, -0.96, -0.36, 0.18))
     p.limb(ears)
     p.body(union(box(p.x, p.y, -0.12, 0.24, 0.76, 0.36, 0.3), disc(p.x, p.y, 0.68, -0.28, 0.44)))

@@ -19,13 +19,13 @@ from longtake.pocket.world.drawing import SUBJECT_TINTS
 from longtake.pocket.world.laws import daylight
 from longtake.pocket.world.names import PLACES, SHAPES
 from longtake.pocket.world.places import paint_places
-from longtake.pocket.world.render import light_weights, render
-from longtake.pocket.world.scenes import Scenes, sample_scenes
+from longtake.pocket.world.renderer import light_weights, render
+from longtake.pocket.world.scenes import sample_scenes
 from longtake.pocket.world.segment import CROP, HEIGHT, Found, crops, find, working_size
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of daylight, at which places are compared
 _BANDS = 24
-_EXAMPLES = 1200  # rendered subjects to compare with
+_EXAMPLES = 1280  # rendered subjects to compare with
 _NEIGHBOURS = 7
 _BATCH = 128  # frames read at once
 
@@ -84,7 +84,7 @@ def read(video: Tensor) -> Reading:
 
 def _read(frames: Tensor) -> Reading:
     small = working_size(frames)
-    place, level = place_and_daylight(small)
+    small, place, level = place_and_daylight(small)
     first, second = find(small, subject_light(level))
     light = (level < 0.75).long() + (level < 0.25).long()
     shape, pattern = _alike(first)
@@ -143,23 +143,35 @@ def _places(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def place_and_daylight(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """The place ``[frames]`` and the daylight ``[frames]`` of pictures of the working size."""
+def place_and_daylight(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures of the working size with their contrast put right, their place and their daylight, both ``[frames]``."""
     examples, place, level = _places(frames.device)
-    far = torch.cdist(bands(frames), examples, p=1)
+    own = bands(frames)
+    # the contrast is measured against what looks most alike, by the spread of all bands together; it is put right only
+    # where it is clearly too low, as places of one kind differ a little too
+    alike = examples[torch.cdist(own, examples, p=1).topk(8, largest=False).indices]
+    gain = (own.std(1) / alike.std(2).mean(1).clamp(min=1e-3)).clamp(0.75, 1.0)
+    low = gain < 0.93
+    gain = torch.where(low, gain, torch.ones_like(gain))
+    middle = own.mean(1)
+    usual = torch.where(low, alike.mean((1, 2)), middle)
+    frames = ((frames - middle[:, None, None, None]) / gain[:, None, None, None] + usual[:, None, None, None]).clamp(
+        0, 1
+    )
+    far = torch.cdist((own - middle[:, None]) / gain[:, None] + usual[:, None], examples, p=1)
     near = far.topk(4, largest=False)
     weight = 1 / (near.values + 0.2).square()
     votes = weight.new_zeros(len(frames), len(PLACES)).scatter_add(1, place[near.indices], weight)
     best = votes.argmax(1)
     # daylight from the two levels of that place that fit best
-    own = torch.where(place[None] == best[:, None], far, torch.full_like(far, 1e9))
-    of_level = torch.stack([own[:, level == value].amin(1) for value in LEVELS], 1)
+    mine = torch.where(place[None] == best[:, None], far, torch.full_like(far, 1e9))
+    of_level = torch.stack([mine[:, level == value].amin(1) for value in LEVELS], 1)
     two = of_level.topk(2, largest=False)
     share = two.values[:, 1] / two.values.sum(1).clamp(min=1e-6)
     # a clear winner takes it all: still light is by far the more common
     share = ((share - 0.5) / 0.3).clamp(0, 1) * 0.5 + 0.5
     values = torch.tensor(LEVELS, device=frames.device)[two.indices]
-    return best, values[:, 0] * share + values[:, 1] * (1 - share)
+    return frames, best, values[:, 0] * share + values[:, 1] * (1 - share)
 
 
 # Shapes and patterns
@@ -194,13 +206,13 @@ def _examples(device: torch.device) -> _Examples:
     scenes.shape[:, 0] = torch.arange(_EXAMPLES) % len(SHAPES)
     frames = torch.randint(0, 192, (_EXAMPLES, 1), generator=torch.Generator().manual_seed(79))
     silhouettes, textures, shapes, patterns = [], [], [], []
-    for start in range(0, _EXAMPLES, 240):
-        some = scenes.select(slice(start, start + 240))
-        drawn = render(some, frames[start : start + 240], HEIGHT)
+    for start in range(0, _EXAMPLES, 160):
+        some = scenes.select(slice(start, start + 160))
+        drawn = render(some, frames[start : start + 160], HEIGHT)
         picture = drawn.video[:, 0]
-        if start % 480:
-            picture = degrade(picture, 0.8, 0.02, 1.0, start)
-        found, _ = find(picture, subject_light(daylight(some, frames[start : start + 240])[:, 0]))
+        if start % 320:
+            picture = degrade(picture, 1.0, 0.025, 1.0, start)
+        found, _ = find(picture, subject_light(daylight(some, frames[start : start + 160])[:, 0]))
         seen = drawn.masks[:, 0, 0].sum((-1, -2)) / drawn.whole[:, 0, 0].sum((-1, -2)).clamp(min=1)
         good = found.visible & (found.color == some.color[:, 0]) & (seen > 0.6)
         silhouette, texture = crops(found)
