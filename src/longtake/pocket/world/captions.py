@@ -9,7 +9,7 @@ import torch
 
 from longtake.pocket.world import names
 from longtake.pocket.world.laws import as_frames, camera_x, daylight, pose, turns
-from longtake.pocket.world.render import as_size, render
+from longtake.pocket.world.renderer import as_size, render
 from longtake.pocket.world.scenes import Scenes
 from longtake.pocket.world.words import compose
 

@@ -115,5 +115,5 @@ def tint(rgb: Sequence[float] | Tensor) -> Tensor:
 
 
 # what daylight, dusk and night do to a colour; subjects are lit a little better so that they can be told by night
-LIGHT_TINTS = ((1.0, 1.0, 1.0), (0.96, 0.76, 0.70), (0.42, 0.48, 0.72))
+LIGHT_TINTS = ((1.0, 1.0, 1.0), (0.96, 0.76, 0.70), (0.44, 0.48, 0.62))
 SUBJECT_TINTS = ((1.0, 1.0, 1.0), (1.0, 0.84, 0.80), (0.82, 0.84, 0.95))

@@ -20,8 +20,8 @@ from longtake.pocket.world.names import (
 )
 
 LEVELS = ("plain", "moving", "full")
-RADII = (0.27, 0.37)  # by size, in units of half the picture's height
-SECOND = 0.22  # the radius of a second subject
+RADII = (0.28, 0.38)  # by size, in units of half the picture's height
+SECOND = 0.20  # the radius of a second subject
 JITTER = 0.05  # a radius is up to this share larger or smaller
 
 # attributes that a prompt may name, in the order of `change`

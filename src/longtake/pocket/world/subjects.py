@@ -32,7 +32,7 @@ COLOR_RGB = (
 )
 _DARK, _WHITE = (0.13, 0.11, 0.17), (1.0, 0.99, 0.96)
 _GREY, _GLASS = (0.60, 0.61, 0.66), (0.80, 0.90, 0.95)
-_STRIPE = 0.52  # how dark the second tone of a pattern is
+_STRIPE = 0.46  # how dark the second tone of a pattern is
 
 
 @dataclass
@@ -75,8 +75,8 @@ _HEADS = {
     "cat": _Head((0.66, -0.74, 0.30), (0.52, 0.10, 0.36), (0.70, -0.34, 0.17, 0.12)),
     "robot": _Head((0, -0.86, 0.44), (0, 0.02, 0.52), (0, -0.46, 0.24, 0.13)),
     "balloon": _Head((0, -1.12, 0.36), (0, 0.42, 0.42), (0, -0.40, 0.26, 0.16)),
-    "car": _Head((-0.10, -0.56, 0.40), (0, 0.42, 0.96), (0.88, 0.20, 0, 0.13)),
-    "butterfly": _Head((0, -0.62, 0.26), (0, -0.12, 0.24), (0, -0.46, 0.11, 0.09)),
+    "car": _Head((-0.10, -0.56, 0.40), (0.25, 0.10, 0.34), (0.88, 0.20, 0, 0.13)),
+    "butterfly": _Head((0, -0.62, 0.30), (0, -0.12, 0.20), (0, -0.46, 0.11, 0.09)),
 }
 
 
@@ -85,16 +85,16 @@ def _tone(look: Look, pixel: Tensor) -> Tensor:
     turn = look.angle * (math.pi / 2)
     cos, sin = torch.cos(turn), torch.sin(turn)
     u, v = look.x * cos + look.y * sin, look.y * cos - look.x * sin
-    wave, other = torch.sin(2 * math.pi * u / 0.62), torch.sin(2 * math.pi * v / 0.62)
-    edge = 0.16 / pixel  # about one pixel from light to dark
+    wave, other = torch.sin(2 * math.pi * u / 0.76), torch.sin(2 * math.pi * v / 0.76)
+    edge = 0.12 / pixel  # about one pixel from light to dark
     stripe = (wave * edge).clamp(-0.5, 0.5) + 0.5
     check = (wave * edge).clamp(-0.5, 0.5) * (other * edge).clamp(-0.5, 0.5) * 2 + 0.5
     # rows of dots, every second row shifted by half a step
-    step = 0.62
+    step = 0.70
     row = torch.floor(v / step)
     du = torch.remainder(u / step + 0.5 * torch.remainder(row, 2.0), 1.0) - 0.5
     dv = v / step - row - 0.5
-    spot = cover((torch.hypot(du, dv) - 0.3) * step, pixel)
+    spot = cover((torch.hypot(du, dv) - 0.32) * step, pixel)
     pattern = look.pattern[:, None, None]
     dark = torch.where(pattern == PATTERNS.index("striped"), stripe, check)
     dark = torch.where(pattern == PATTERNS.index("spotted"), spot, dark)
@@ -187,8 +187,8 @@ def _robot(p: _Painter) -> None:
 
 def _balloon(p: _Painter) -> None:
     for side in (-1, 1):
-        p.flat(capsule(p.x, p.y, side * 0.42, 0.3, side * 0.2, 0.74, 0.035), p.dark)
-    p.flat(box(p.x, p.y, 0, 0.84, 0.26, 0.16, 0.05), 0.62 * p.x.new_tensor((0.86, 0.72, 0.56)))
+        p.flat(capsule(p.x, p.y, side * 0.42, 0.3, side * 0.2, 0.74, 0.05), 0.8 * p.body_rgb)
+    p.limb(box(p.x, p.y, 0, 0.80, 0.30, 0.20, 0.05))
     p.body(union(disc(p.x, p.y, 0, -0.36, 0.84), triangle(p.x, -p.y, 0, -0.66, -0.02, 0.62).maximum(p.y - 0.52)))
 
 

@@ -206,8 +206,8 @@ def compose(facts: Mapping[str, str], rng: random.Random | None = None) -> tuple
     """A caption of a scene, and what of it the caption names.
 
     Args:
-        facts: everything that could be told, keys and values as `understand` gives them; the second subject's are
-            there if there is one.
+        facts: everything that may be told, keys and values as `understand` gives them: shape, motion, place, light
+            and camera, and what else is there of colour, pattern, size, and of a second subject.
         rng: chooses words, order and what is left out; without it the plainest wording, which leaves out what goes
             without saying (the plain pattern, daylight, a still camera).
     """
@@ -221,14 +221,14 @@ def compose(facts: Mapping[str, str], rng: random.Random | None = None) -> tuple
 
     def subject(ending: str) -> str:
         words = []
-        if not ending and maybe(0.5, False):
+        if not ending and "size" in facts and maybe(0.5, False):
             told["size"] = facts["size"]
             words.append(say(_SIZES[facts["size"]]))
-        pattern = facts["pattern" + ending]
-        if maybe(0.15, False) if pattern == "plain" else maybe(0.8 if not ending else 0.5):
+        pattern = facts.get("pattern" + ending)
+        if pattern and (maybe(0.15, False) if pattern == "plain" else maybe(0.8 if not ending else 0.5)):
             told["pattern" + ending] = pattern
             words.append(say(_PATTERNS[pattern]))
-        if maybe(0.93):
+        if "color" + ending in facts and maybe(0.93):
             told["color" + ending] = facts["color" + ending]
             words.append(say(_COLORS[facts["color" + ending]]))
             if len(words) == 3 and maybe(0.2, False):

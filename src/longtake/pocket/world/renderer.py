@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longtake.pocket.world.drawing import SUBJECT_TINTS, cover
+from longtake.pocket.world.drawing import SUBJECT_TINTS
 from longtake.pocket.world.laws import Pose, as_frames, camera_x, daylight, pose
 from longtake.pocket.world.names import GROUND, SHAPES, SIZE
 from longtake.pocket.world.places import grid, paint_places
