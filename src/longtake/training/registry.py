@@ -40,6 +40,26 @@ STAGE_CLASSES: dict[str, StageInfo] = {
     "teacher": StageInfo(
         "longtake.training.teacher", "TeacherStage", "a bidirectional model by flow matching over whole clips"
     ),
+    "causal": StageInfo(
+        "longtake.training.causal_stage",
+        "CausalStage",
+        "the causal student, by teacher forcing or diffusion forcing through its memories",
+    ),
+    "consistency": StageInfo(
+        "longtake.training.consistency_stage",
+        "ConsistencyStage",
+        "the causal student's start in few steps, by consistency or ODE trajectories",
+    ),
+    "dmd": StageInfo(
+        "longtake.training.dmd_stage",
+        "DmdStage",
+        "self-forcing with distribution matching, through the memories",
+    ),
+    "long": StageInfo(
+        "longtake.training.long_stage",
+        "LongStage",
+        "the same on long takes that go on from step to step, with changes of prompt",
+    ),
 }
 """By name; to add one, write the class and enter it here. Its section is in :mod:`longtake.training.sections`."""
 

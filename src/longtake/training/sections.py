@@ -160,6 +160,7 @@ class Causal(StageSection):
     context_noise: float = setting(0.12, "Most noise on clean chunks that are remembered.", least=0, most=1)
     context_noise_share: float = setting(0.7, "Share of the sequences with such noise.", least=0, most=1)
     late_share: float = setting(0.5, "Share of the sequences from late in a take.", least=0, most=1)
+    targets: int | None = setting(None, "Later chunks denoised per sequence, with teacher forcing; null: all.", least=1)
     first_chunks: int = setting(0, "First chunks trained alone, beside every sequence.", least=0, most=1000)
 
 

@@ -221,6 +221,30 @@ class Rollout:
             exit,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rollout needs to go on, as tensors of the host and numbers. Between clips."""
+        tensors, counters = self.memory.state_dict()
+        return {
+            "memory": tensors,
+            "counters": counters,
+            "index": self.index,
+            "text": self.text.cpu(),
+            "past": self._past.cpu(),
+            "last": [x.cpu() for x in self._last],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a rollout of the same settings was.
+
+        Raises:
+            ValueError: if its memory was another's.
+        """
+        self.memory.load_state_dict(state["memory"], state["counters"])
+        device = self.memory.device
+        self.index, self.text, self._past = state["index"], state["text"].to(device), state["past"].to(device)
+        self._last.clear()
+        self._last.extend(x.to(device) for x in state["last"])
+
     def _check(self, exit: int, frames: int, overlap: int, switches: dict[int, Switch]) -> int:
         """The number of chunks to be made."""
         if not 0 <= exit < len(self.schedule):

@@ -76,6 +76,11 @@ class SyntheticSource(ClipSource):
         text = f"a {self.colours[colour]} wave runs {self.directions[direction]} {self.speeds[speed]}"
         return wave[:, None] * tint[:, None, None], text
 
+    def captions(self, held_out: bool = False) -> list[str]:
+        """Of all training clips, or of the held-out ones."""
+        first, count = (self.count or 0, self._held_out) if held_out else (0, self.count or 0)
+        return [self.clip(i)[1] for i in range(first, first + count)]
+
     def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, list[str]]:
         latents, captions = zip(*(self.clip(i) for i in indices), strict=True)
         return torch.stack(latents).to(device), list(captions)
@@ -109,6 +114,10 @@ class LatentFolder(ClipSource):
             )
         self._files, self._held = files[: len(files) - held_out], files[len(files) - held_out :]
         self.count: int | None = len(self._files)
+
+    def captions(self, held_out: bool = False) -> list[str]:
+        """Of all training clips, or of the held-out ones."""
+        return [read_clip(path, self.shape)[1] for path in (self._held if held_out else self._files)]
 
     def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, list[str]]:
         return self._read([self._files[i] for i in indices], device)

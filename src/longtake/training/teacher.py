@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longtake.training.config import Config
 from longtake.training.models import text_embedder, trained_transformer, without_lora
+from longtake.training.network import Network
 from longtake.training.run import Run
 from longtake.training.sources import make_source
 from longtake.training.stage import Figure, Stage
@@ -93,11 +94,25 @@ class TeacherStage(Stage):
         return figures
 
     def outputs(self, run: Run) -> Mapping[str, Any]:
-        with self.network.averaged() as module:
-            weights = {n: t.clone() for n, t in module.state_dict().items()}
-        self.network.module.load_state_dict(weights)
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.config.teacher.shift)
-        return {"transformer": without_lora(self.network.module), "scheduler": scheduler}
+        return outputs_of(run, self.config, self.network)
+
+
+def outputs_of(run: Run, config: Config, network: Network) -> Mapping[str, Any]:
+    """What an export of a transformer writes: it, and all other parts if this run has trained them."""
+    with network.averaged() as module:
+        weights = {n: t.clone() for n, t in module.state_dict().items()}
+    network.module.load_state_dict(weights)
+    made: dict[str, Any] = {
+        "transformer": without_lora(network.module),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=config.teacher.shift),
+    }
+    if config.data.source == "world" and config.model.text == "stage":
+        from longtake.training.text_stage import trained_text
+        from longtake.training.worlddata import trained_vae
+
+        made["vae"] = trained_vae(run, config)
+        made["tokenizer"], made["text_encoder"] = trained_text(run, config)
+    return made
 
 
 def draw(run: Run, config: Config, step: int, samples: range, shape: torch.Size) -> tuple[Tensor, list[bool], Tensor]:

@@ -16,9 +16,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from longtake.pocket.model import build_vae
-from longtake.pocket.world.captions import caption
-from longtake.pocket.world.render import render
-from longtake.pocket.world.scenes import Scenes, change, sample_scenes
+from longtake.pocket.world import Scenes, caption, change, render, sample_scenes
 from longtake.training.clip_vae import decode_clip, encode_clip
 from longtake.training.config import Config
 from longtake.training.keyed import generator
@@ -119,7 +117,7 @@ class WorldClips:
     def _render(self, number: int, start: int) -> tuple[Tensor, Tensor]:
         made = render(scene_of(number, self.level), torch.arange(start, start + self.frames), self.size)
         cover = made.masks.sum(2, keepdim=True).clamp(max=1)
-        return tuple((255 * x[0]).round().to(torch.uint8) for x in (made.video, cover))  # type: ignore[return-value]
+        return (255 * made.video[0]).round().to(torch.uint8), (255 * cover[0]).round().to(torch.uint8)
 
     def sample(self, sample: int) -> tuple[Tensor, Tensor]:
         """The clip of a sample of the run."""
@@ -210,7 +208,7 @@ class WorldSource(ClipSource):
         Args:
             scenes: of the world, one each.
             ends: the latent frame at which each ends; the last is all frames.
-            start: None for the beginning of a take, else the frame of the world at which its second latent begins, with
+            start: None for the beginning of a take, else the frame of the world at which its first latent begins, with
                 what the encoder saw before.
         """
         before = 0 if start is None else WARM
