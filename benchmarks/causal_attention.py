@@ -54,7 +54,8 @@ def cases(transformer: Any, memory: str) -> dict[str, tuple[int, Callable[[], Ab
                 len(layout),
                 partial(attending_causal, transformer, layout, GRID, [0] * len(layout), kernel),
             )
-    old = sequence.lay_out([plan], [list(range(CHUNKS))], CHUNKS - 1, 0)
+    few = plan if policy is None else sequence.plan_sequence(policy, range(CHUNKS), CHUNK)  # no more slots than held
+    old = sequence.lay_out([few], [list(range(CHUNKS))], CHUNKS - 1, 0)
     rope = Rope(transformer.config.attention_head_dim, GRID)
     found["teacher, padded"] = (2 * CHUNKS - 1, partial(sequence.attending_sequences, transformer, old, rope))
     return found
@@ -64,7 +65,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--heads", default="4,6")
+    parser.add_argument("--heads", default="4", help="of 64 channels, e.g. 4,6")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     products = sequence._attend

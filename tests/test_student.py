@@ -346,7 +346,7 @@ def test_sharded_and_checkpointed_is_the_same() -> None:
         other = student_losses(sharded, batch, generators(1, 2), options)["loss"]
         other.backward()
         assert torch.allclose(loss, other, rtol=1e-6)
-        found = torch.cat([p.grad.full_tensor().flatten() for p in sharded.parameters()])  # type: ignore[union-attr]
+        found = torch.cat([p.grad.full_tensor().flatten() for p in sharded.parameters()])
         assert torch.allclose(found, gradients(plain), rtol=1e-5, atol=1e-7)
     finally:
         dist.destroy_process_group()

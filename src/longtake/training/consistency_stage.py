@@ -59,7 +59,10 @@ class ConsistencyStage(CausalStage):
         chunks = to_chunks(batch.latents, options.chunk)
         drawn: list[Drawn] = [
             draw_sequence(
-                chunks[i].shape, run.generator(step, s), options, None if batch.timelines is None else batch.timelines[i]
+                chunks[i].shape,
+                run.generator(step, s),
+                options,
+                None if batch.timelines is None else batch.timelines[i],
             )
             for i, s in enumerate(samples)
         ]
