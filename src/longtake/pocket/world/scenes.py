@@ -269,5 +269,8 @@ def change(scenes: Scenes, seed: int, only: str | None = None, chance: float = 0
     taken = [old.accessory_color[:, 0]] + ([old.color[:, 0]] if only == "color" else [])
     new.color[:, 0] = _free(new.color[:, 0], taken)
     new.color[:, 1] = _free(new.color[:, 1], [new.color[:, 0]])
-    new.occluder = old.occluder | (new.motion[:, 0] == MOTIONS.index("hides"))
+    # who now hides needs something to hide behind; what nobody has seen yet may stand in the middle
+    hides = new.motion[:, 0] == MOTIONS.index("hides")
+    new.occluder_at = torch.where(hides & ~old.occluder, 0.25 * old.occluder_at, old.occluder_at)
+    new.occluder = old.occluder | hides
     return new.to(device)
