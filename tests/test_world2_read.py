@@ -86,11 +86,13 @@ def test_pictures_of_other_kinds_are_refused_or_read() -> None:
 def test_the_law_is_read_from_four_seconds() -> None:
     scenes = sample_scenes(27, 31, "moving")
     scenes.motion[:, 0] = torch.arange(27) % 9
-    scenes.occluder |= scenes.motion[:, 0] == MOTIONS.index("hides")
+    hides = scenes.motion[:, 0] == MOTIONS.index("hides")
+    scenes.occluder |= hides
+    scenes.occluder_at[hides] *= 0.25
     scenes.light[scenes.light == 3] = 0
     starts = torch.randint(0, 2000, (27, 1), generator=torch.Generator().manual_seed(3))
     found = read_motion(read(render(scenes, starts + torch.arange(64), 64).video))
-    assert (found == scenes.motion[:, 0]).float().mean() >= 0.8
+    assert (found == scenes.motion[:, 0]).float().mean() >= 0.85
 
 
 def test_blur_shows_in_sharpness_and_grey_in_saturation() -> None:
@@ -131,10 +133,10 @@ def test_tasks_are_lost_and_found_as_they_say() -> None:
 
 
 def test_a_perfect_memory_scores_and_a_forgetful_one_does_not() -> None:
-    tasks = make_tasks(4, 6, ("return", "pan", "night"))
+    tasks = make_tasks(4, 6, ("return", "occlusion", "pan", "night"))
     right: dict[str, list[float]] = {}
     wrong: dict[str, list[float]] = {}
-    others = make_tasks(4, 61, ("return", "pan", "night"))
+    others = make_tasks(4, 61, ("return", "occlusion", "pan", "night"))
     for task, other in zip(tasks, others, strict=True):
         times = torch.arange(task.frames)
         looked = torch.cat([task.before, task.after])

@@ -74,6 +74,7 @@ def test_what_is_in_front_hides_what_is_behind() -> None:
     scenes = sample_scenes(30, 9, "moving")
     scenes.motion[:, 0] = MOTIONS.index("hides")
     scenes.occluder[:] = True
+    scenes.occluder_at *= 0.25
     scenes.phase.zero_()
     bare = scenes.clone()
     bare.occluder[:] = False

@@ -169,8 +169,10 @@ def test_a_change_keeps_what_no_prompt_tells() -> None:
             k: v for k, v in hidden_facts(after, i).items() if not k.startswith("landmark")
         }
     for f in fields(Scenes):
-        if f.name not in (*TOLD, "radius", "occluder"):
+        if f.name not in (*TOLD, "radius", "occluder", "occluder_at"):
             assert torch.equal(getattr(scenes, f.name), getattr(after, f.name)), f.name
+    seen = scenes.occluder
+    assert torch.equal(after.occluder_at[seen], scenes.occluder_at[seen]) and after.occluder[seen].all()
     assert 0.2 < (after.place != scenes.place).float().mean() < 0.45
     assert same(after, change(scenes, 9))
 

@@ -106,7 +106,7 @@ def saturation(video: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _usual(place: int, light: int, size: tuple[int, int]) -> tuple[float, float]:
-    scenes = sample_scenes(16, 81, "moving")
+    scenes = sample_scenes(24, 81, "plain")
     scenes.place.fill_(place)
     scenes.light.fill_(light)
     video = render(scenes, torch.tensor([0, 30, 60]), size).video

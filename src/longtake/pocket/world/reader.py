@@ -38,7 +38,8 @@ class Reading:
         place: index into `names.PLACES`. daylight: 1 by day to 0 by night. light: 0 day, 1 dusk, 2 night.
         visible: whether a subject is seen at all; the following are only meant where one is.
         color, shape, pattern: indices into `names`, of the subject that takes up most of the picture.
-        x, y: its middle, y in [-1, 1] over the picture, x in the same units. box: ``[..., 4]`` left, top, right, bottom.
+        x, y: its middle, y in [-1, 1] over the picture, x in the same units.
+        box: ``[..., 4]``, left, top, right, bottom.
         area: its share of the picture. edge: whether it touches the picture's edge.
         accessory: index into `names.ACCESSORIES`. accessory_color: index into `names.COLORS`, meant if there is one.
         visible2, color2, shape2, x2, y2: of a second subject of another colour.
@@ -74,7 +75,8 @@ def read(video: Tensor) -> Reading:
     """
     if video.dim() not in (4, 5) or video.shape[-3] != 3 or video.shape[-2] < 32:
         raise ValueError(
-            f"A video to read is [(videos,) frames, 3, height, width], 32 pixels high or more, not {tuple(video.shape)}."
+            "A video to read is [(videos,) frames, 3, height, width], at least 32 pixels high, "
+            f"not of shape {tuple(video.shape)}."
         )
     frames = video.flatten(0, -4).float()
     parts = [_read(part) for part in frames.split(_BATCH)]

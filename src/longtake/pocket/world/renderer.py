@@ -216,11 +216,13 @@ class _Painter:
                 continue
             device = px.device
 
-            def each(values: Tensor, items: Tensor = items, seen: Tensor = seen) -> Tensor:
+            def each(
+                values: Tensor, items: Tensor = items, seen: Tensor = seen, device: torch.device = device
+            ) -> Tensor:
                 """A scene's or a frame's value, for every picture that is painted."""
                 of = values[items, subject][:, None].expand(-1, self.length) if values.dim() == 2 else values
                 of = of[items, :, subject] if values.dim() == 3 else of
-                return of.flatten()[seen].to(px.device)
+                return of.flatten()[seen].to(device)
 
             own = each(scenes.radius)[:, None, None]
             angle, face = each(where.angle)[:, None, None], each(where.face)[:, None, None]

@@ -186,6 +186,9 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
     light = d.weighted(torch.tensor([0.4, 0.2, 0.25, 0.15 if moving else 0.0]))
     hides = motion[:, 0] == MOTIONS.index("hides")
     occluder = (d.chance(0.2) & moving) | hides
+    # who does not pass behind it has it at a side, where it does not hide everything for good
+    middle = d.uniform(-0.25, 0.25)
+    occluder_at = torch.where(hides, middle, 0.62 * side + 0.4 * middle)
     scenes = Scenes(
         place=d.pick(len(PLACES)),
         light=light,
@@ -209,7 +212,7 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
         landmark=d.pick(4, 4),
         landmark_shift=d.uniform(-1, 1, 4),
         occluder=occluder,
-        occluder_at=d.uniform(-0.25, 0.25),
+        occluder_at=occluder_at,
         sun=d.uniform(-0.75, 0.75),
         hills=d.uniform(columns=4),
     )
@@ -266,5 +269,8 @@ def change(scenes: Scenes, seed: int, only: str | None = None, chance: float = 0
     taken = [old.accessory_color[:, 0]] + ([old.color[:, 0]] if only == "color" else [])
     new.color[:, 0] = _free(new.color[:, 0], taken)
     new.color[:, 1] = _free(new.color[:, 1], [new.color[:, 0]])
-    new.occluder = old.occluder | (new.motion[:, 0] == MOTIONS.index("hides"))
+    # who now hides needs something to hide behind; what nobody has seen yet may stand in the middle
+    hides = new.motion[:, 0] == MOTIONS.index("hides")
+    new.occluder_at = torch.where(hides & ~old.occluder, 0.25 * old.occluder_at, old.occluder_at)
+    new.occluder = old.occluder | hides
     return new.to(device)

@@ -17,7 +17,7 @@ from longtake.pocket.world import names
 from longtake.pocket.world.captions import facts, hidden_facts
 from longtake.pocket.world.reader import Reading, read
 from longtake.pocket.world.renderer import render
-from longtake.pocket.world.scenes import Scenes, sample_scenes
+from longtake.pocket.world.scenes import RADII, Scenes, sample_scenes
 from longtake.pocket.world.words import compose
 
 TASKS = {
@@ -72,11 +72,14 @@ def _make(name: str, scenes: Scenes, index: int) -> Task:
     for phase in (scene.phase, scene.light_phase):
         phase.zero_()
     if name in ("return", "occlusion"):
-        # a small subject with something on
+        # a subject with something on
         scene.accessory[:, 0] = 1 + index % 2
         scene.motion[:, 0] = names.MOTIONS.index("leaves" if name == "return" else "hides")
         scene.occluder[:] = name == "occlusion"
-        before, after, frames = ((0, 20), (186, 210), 216) if name == "return" else ((0, 10), (40, 56), 60)
+        if name == "occlusion":  # in the middle, and the subject small: it is seen nearly whole on both sides
+            scene.occluder_at.zero_()
+            scene.size[:, 0], scene.radius[:, 0] = 0, RADII[0]
+        before, after, frames = ((0, 20), (186, 210), 216) if name == "return" else ((0, 12), (38, 58), 60)
     elif name == "pan":
         scene.camera[:] = names.CAMERAS.index("pan")
         before, after, frames = (0, 48), (280, 328), 336
@@ -99,7 +102,7 @@ def _make(name: str, scenes: Scenes, index: int) -> Task:
 
 def _majority(reading: Reading, name: str) -> str | None:
     """What is read most often in frames in which the subject is whole, or nearly."""
-    good = reading.visible & ~reading.edge & (reading.area > 0.6 * reading.area.amax())
+    good = reading.visible & (reading.area > 0.6 * reading.area.amax())
     values = getattr(reading, name)[good]
     if not len(values):
         return None
