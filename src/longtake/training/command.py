@@ -184,7 +184,8 @@ def _stage(request: TrainRequest, config: Config, name: str, folder: Path, world
             )
             run.open()
             report = read_check(folder, name)
-            if run.finished and run.saved and report is not None and report.get("step") == run.step:
+            checked = report is not None and report.get("step") == run.step
+            if world.gather_objects(run.finished and run.saved and checked)[0]:  # what the first process sees counts
                 progress.say(f"The stage {name} is finished: {run.step} steps, {run.minutes:.1f} minutes.")
             else:
                 with stop.gently():

@@ -412,6 +412,7 @@ class Run:
             write_check(self.folder, self.name, self.step, figures)
             for line in check_lines(self.name, figures):
                 self._note(line)
+        self.world.barrier()  # the others read the file next
 
 
 def _call(module: nn.Module, method: str) -> None:
