@@ -175,7 +175,10 @@ class DmdStage(Stage):
         made = self._takes(run, captions, 240)
         spread = made.float().std(dim=(1, 2, 3, 4)).mean()
         ends = made[:, -21:].float().std(dim=(1, 2, 3, 4)).mean()
-        figures = {"spread": Figure(float(ends / spread), None, meaning="deviation of latents at the end of 60 s")}
+        ratio = max(float(ends / spread), float(spread / ends))
+        figures = {
+            "spread": Figure(ratio, 1.1, "lower", "deviation of latents in the last 5 of 60 s and in all, ratio")
+        }
         if self.decode is not None and self.config.data.source == "world":
             from longtake.training.world_check import read_takes
 

@@ -40,8 +40,8 @@ class LongStage(DmdStage):
         if new % chunk or (long.frames - long.clip_frames) % new:
             example = long.clip_frames + 3 * max(new, 1)
             raise ValueError(
-                f"long.clip_frames less long.overlap must be a multiple of {chunk}, and long.frames be long.clip_frames "
-                f"and that many more any number of times, like {example}; not {long.frames}."
+                f"long.clip_frames less long.overlap must be a multiple of {chunk}, and long.frames be clip_frames and "
+                f"that many more any number of times, like {example}; not {long.frames}."
             )
 
     def make(self, run: Run, step: int, samples: range, grad: bool) -> tuple[Clip, Tensor]:
