@@ -114,7 +114,7 @@ def test_the_wan_configuration_has_the_published_hyper_parameters() -> None:
     dmd = config.dmd
     assert (config.batch("dmd"), dmd.steps, dmd.lr, dmd.critic.lr, dmd.betas) == (64, 400, 2e-6, 4e-7, (0.0, 0.999))
     assert (dmd.generator_every, dmd.clip, dmd.critic.clip, dmd.weight_decay) == (5, 10, 10, 0.01)
-    assert (dmd.ema, dmd.ema_start, dmd.guidance, dmd.min_step, dmd.max_step) == (0.99, 200, 3, 20, 980)
+    assert (dmd.ema, dmd.ema_start, dmd.guidance, dmd.min_step, dmd.max_step) == (0.99, 200, 4, 20, 980)
     assert (config.long.steps, config.long.lr, config.long.critic.lr, config.long.ema) == (3000, 1e-5, 2e-6, None)
 
 

@@ -66,7 +66,7 @@ class Config:
         weight_decay=0.01,
         clip=10.0,
         ema=None,
-        frames=240,
+        frames=237,
     )
 
     @property

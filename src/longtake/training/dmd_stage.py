@@ -17,7 +17,7 @@ from longtake.training.causal_stage import few_step_takes
 from longtake.training.critic import critic_from
 from longtake.training.dmd import DMD
 from longtake.training.flow import SigmaSampling, WanFlow
-from longtake.training.models import published_transformer, text_embedder, trained_transformer
+from longtake.training.models import components_folder, published_transformer, text_embedder, trained_transformer
 from longtake.training.prompts_source import Prompts, make_prompts
 from longtake.training.run import Run
 from longtake.training.sections import Dmd
@@ -200,8 +200,8 @@ def _autoencoder(
 
         vae = trained_vae(run, config)
         return WorldSource(vae, config, config.model.frames, run.batch).decode, partial(image_latent, vae)
-    folder = config.model.components
-    if folder is None:
+    folder = components_folder(config.model)
+    if folder is None or not (folder / "vae").is_dir():
         return None, None
     from diffusers import AutoencoderKLWan
 

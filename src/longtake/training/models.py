@@ -12,13 +12,11 @@ from torch import Tensor
 
 from longtake.training.config import Config
 from longtake.training.keyed import generator
+from longtake.training.lora import add_lora
 from longtake.training.sections import Model
 
 if TYPE_CHECKING:
     from longtake.training.run import Run
-
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-"""The linear layers of a block that get LoRA weights."""
 
 
 def new_transformer(model: Model) -> WanTransformer3DModel:
@@ -77,13 +75,7 @@ def trained_transformer(model: Model) -> WanTransformer3DModel:
     made = published_transformer(model.checkpoint, model) if model.checkpoint else new_transformer(model)
     made.requires_grad_(True)
     if model.lora_rank:
-        from peft import LoraConfig
-
-        made.requires_grad_(False)
-        alpha = model.lora_rank if model.lora_alpha is None else model.lora_alpha
-        made.add_adapter(
-            LoraConfig(r=model.lora_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(LORA_TARGETS))
-        )
+        add_lora(made, model.lora_rank, model.lora_alpha)
     return made
 
 
@@ -137,6 +129,23 @@ class Encoded:
         return encode_text(self.tokenizer, self.text_encoder, captions, place).float().to(device)
 
 
+def components_folder(model: Model) -> Path | None:
+    """Where tokenizer, text encoder and autoencoder are: ``model.components``, or what the checkpoint comes with, which
+    may be downloaded; None if there is neither.
+
+    Raises:
+        ValueError: if a named checkpoint cannot be had.
+    """
+    if model.components is not None:
+        return Path(model.components)
+    if model.checkpoint is None or Path(model.checkpoint).is_dir():
+        return None if model.checkpoint is None else Path(model.checkpoint)
+    from longtake.checkpoints.hub import download
+    from longtake.facts import ModelFacts
+
+    return Path(download(ModelFacts.read(model.checkpoint).info).components)
+
+
 def text_embedder(config: Config, run: Run) -> Words | Encoded:
     """What turns captions into embeddings on the run's device, as ``model.text`` says.
 
@@ -153,8 +162,8 @@ def text_embedder(config: Config, run: Run) -> Words | Encoded:
         return Encoded(*trained_text(run, config))
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    folder = Path(model.components or model.checkpoint or "")
-    if not (folder / "text_encoder").is_dir() or not (folder / "tokenizer").is_dir():
+    folder = components_folder(model)
+    if folder is None or not (folder / "text_encoder").is_dir() or not (folder / "tokenizer").is_dir():
         raise ValueError(f"{folder} has no tokenizer and text_encoder: model.components must be a diffusers folder.")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype).to(device)

@@ -377,7 +377,10 @@ class Run:
             )
 
     def _load(self, state: dict[str, Any]) -> None:
-        missing = set(self.networks) ^ set(state["networks"])
+        # an export builds what it writes, and leaves out a critic
+        missing = set(self.networks) - set(state["networks"])
+        if not self.for_export:
+            missing |= set(state["networks"]) - set(self.networks)
         if missing:
             raise ValueError(f"The checkpoint in {self.folder} and the stage differ in {', '.join(sorted(missing))}.")
         for name, network in self.networks.items():

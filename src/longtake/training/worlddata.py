@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PIXELS = 8  # per latent
 FRAMES = 4  # per latent frame
-WARM = 7  # latent frames after which the encoder has forgotten that its clip had a beginning
+WARM = 10  # latent frames after which the encoder has forgotten that its clip had a beginning
 HELD_OUT = 1 << 40  # numbers of clips from here on are never trained on
 _LATEST = 16 * 3600  # a clip begins within the first hour of a scene
 _Item = TypeVar("_Item")
@@ -182,12 +182,13 @@ class WorldSource(ClipSource):
         config: sizes and data.
         frames: latent frames of a clip.
         batch: samples per step of the run.
+        warm: latent frames that the encoder sees before a take from the middle of a scene.
     """
 
     count: int | None = None  # it never ends
 
-    def __init__(self, vae: AutoencoderKLWan, config: Config, frames: int, batch: int) -> None:
-        self.vae, self.config, self.frames = vae, config, frames
+    def __init__(self, vae: AutoencoderKLWan, config: Config, frames: int, batch: int, warm: int = WARM) -> None:
+        self.vae, self.config, self.frames, self.warm = vae, config, frames, warm
         data = config.data
         self._place = (batch, max(data.cache, batch), data.reuse)
         self._shelf = Shelf(self._latents, max(data.cache, batch))
@@ -211,7 +212,7 @@ class WorldSource(ClipSource):
             start: None for the beginning of a take, else the frame of the world at which its first latent begins, with
                 what the encoder saw before.
         """
-        before = 0 if start is None else WARM
+        before = 0 if start is None else self.warm
         frames = 1 + FRAMES * (before + ends[-1] - 1)
         first = 0 if start is None else start - 1 - FRAMES * (before - 1)
         times = first + torch.arange(frames)
