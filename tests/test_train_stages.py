@@ -29,6 +29,8 @@ from longtake.training.worlddata import (
     scene_of,
 )
 from longtake.training.worldsequences import CHUNKS, WorldSequences
+from longtake.video import probe
+from tests.conftest import Cli
 from tests.helpers_pipeline import build
 from tests.helpers_train import column, differences, saved, tiny, train
 
@@ -318,3 +320,29 @@ def test_crops_are_near_subjects() -> None:
 def test_pictures_go_in_as_they_are() -> None:
     video = torch.tensor([0, 255, 128], dtype=torch.uint8).view(1, 3, 1, 1, 1)
     assert as_input(video).flatten().tolist() == pytest.approx([-1, 1, 128 / 127.5 - 1], abs=1e-6)
+
+
+def test_from_nothing_to_a_video(tmp_path: Path, cli: Cli) -> None:
+    """All stages on the pocket world, tiny, by one command; then an export, which makes a video like any model."""
+    steps = ("autoencoder", "text_encoder", "teacher", "causal", "consistency", "dmd")
+    changes = [
+        *SMALL,
+        "autoencoder.crop=32",
+        "data.held_out=2",
+        "run.tensorboard=false",
+        f"run.stages=[{','.join(steps)}]",
+    ]
+    changes += [f"{name}.steps=2" for name in steps]
+    words = [word for change in changes for word in ("--set", change)]
+    made = cli("train", "pocket", "--config", "tiny", "--folder", tmp_path / "run", *words)
+    assert made.returncode == 0, made.stderr
+    assert all((tmp_path / "run" / f"{name}.check.json").exists() for name in steps)
+    assert {p.name.partition("-")[0] for p in (tmp_path / "run" / "samples").iterdir()} == {*steps} - {"text_encoder"}
+    model = tmp_path / "model"
+    assert cli("train", "export", "--folder", tmp_path / "run", "--out", model, "--shard-size", "16MB").returncode == 0
+    said = "a golden ball rolls on a meadow with a xylophone"
+    video = cli("generate", said, "--model", model, "--seconds", "2", "--out", "a.mp4")
+    assert video.returncode == 0, video.stderr
+    assert "does not know xylophone; it knows" in video.stderr and "32x32 pixels" in video.stderr
+    assert probe(tmp_path / "a.mp4").frames == 32
+    assert "knows nothing of 'xylophone'" in cli("generate", "xylophone", "--model", model, "--out", "b.mp4").stderr

@@ -22,7 +22,6 @@ from longtake.lock import is_locked, locked_by_another
 from longtake.memory import parse_memory
 from longtake.placement import OFFLOADS, check_offload, parse_devices
 from longtake.plan import DTYPE_BYTES, Plan, count, default_dtype, format_bytes, format_seconds
-from longtake.pocket.first.words import MAX_WORDS, content_words, unknown_words, what_it_knows, words_too_many
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
 
@@ -313,16 +312,19 @@ def _script(request: Request, found: Recorded | None, seconds: float | None, fac
 
 def check_words(script: Script, facts: ModelFacts) -> list[str]:
     warnings = _misspelt(script)
-    if not facts.knows_pocket_words_only:
+    words = facts.pocket_words
+    if words is None:
         return warnings
     for prompt in dict.fromkeys(segment.prompt for segment in script.segments):
-        if not content_words(prompt):
-            raise ValueError(f"The model {facts.name} knows nothing of {prompt!r}; it knows {what_it_knows()}.")
-        if unknown := unknown_words(prompt):
-            warnings.append(f"The model {facts.name} does not know {', '.join(unknown)}; it knows {what_it_knows()}.")
-        if left_out := words_too_many(prompt):
+        if not words.content_words(prompt):
+            raise ValueError(f"The model {facts.name} knows nothing of {prompt!r}; it knows {words.what_it_knows()}.")
+        if unknown := words.unknown_words(prompt):
             warnings.append(
-                f"The model {facts.name} reads {MAX_WORDS} words of a prompt at most: "
+                f"The model {facts.name} does not know {', '.join(unknown)}; it knows {words.what_it_knows()}."
+            )
+        if left_out := words.words_too_many(prompt):
+            warnings.append(
+                f"The model {facts.name} reads {words.MAX_WORDS} words of a prompt at most: "
                 f"the last {count(left_out, 'word')} of {prompt!r} will have no effect."
             )
     return warnings

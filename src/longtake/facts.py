@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from longtake.checkpoints.choice import Choice, info_for, place_of, transformer_config_of
 from longtake.checkpoints.layout import is_diffusers, is_original, original_files, read_json
 from longtake.checkpoints.registry import ModelInfo, bases
 from longtake.checkpoints.sources import Sources
-from longtake.pocket.first.words import vocabulary
+from longtake.pocket.first import words as first_words
+from longtake.pocket.world import words as world_words
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -203,15 +205,17 @@ class ModelFacts:
         return self.spatial * self.patch[1]
 
     @cached_property
-    def knows_pocket_words_only(self) -> bool:
-        """Whether the tokenizer has one token per word, and those are the pocket model's."""
+    def pocket_words(self) -> ModuleType | None:
+        """The words of the pocket world that is all the model knows; None for any other model. Told by the tokenizer,
+        which has one token per word."""
         if self.sources is None:
-            return False
+            return None
         try:
             model = read_json(self.sources.components / "tokenizer" / "tokenizer.json")["model"]
-            return bool(model["type"] == "WordLevel" and set(vocabulary()) <= set(model["vocab"]))
+            known = set(model["vocab"]) if model["type"] == "WordLevel" else set()
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return None
+        return next((words for words in (world_words, first_words) if set(words.vocabulary()) <= known), None)
 
     def signature(self) -> str | None:
         """Tells models apart by what is in their files, without loading them; None if they are not here yet.

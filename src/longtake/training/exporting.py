@@ -56,7 +56,7 @@ def export(
     shutil.rmtree(part, ignore_errors=True)
     try:
         with torch.no_grad():
-            _write(dict(run.stage.outputs(run)), part, dtype, shard_size)
+            _write(dict(run.stage.outputs(run)), part, dtype, shard_size, config)
         if out.exists():
             shutil.rmtree(out)
         part.replace(out)
@@ -74,7 +74,7 @@ def _chosen(folder: Path, stage: str | None) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"{folder} has no checkpoint of {stage or 'any stage'}: there is nothing to export.")
 
 
-def _write(parts: dict[str, Any], folder: Path, dtype: torch.dtype, shard_size: str) -> None:
+def _write(parts: dict[str, Any], folder: Path, dtype: torch.dtype, shard_size: str, config: Config) -> None:
     if not parts:
         raise ValueError("This stage has nothing that can be exported.")
     for part in parts.values():
@@ -83,7 +83,14 @@ def _write(parts: dict[str, Any], folder: Path, dtype: torch.dtype, shard_size: 
     if set(parts) >= WHOLE:
         from longtake.pipeline import LongTakePipeline
 
-        LongTakePipeline(**parts).save_pretrained(folder, max_shard_size=shard_size)
+        model, spatial = config.model, parts["vae"].config.scale_factor_spatial
+        pipe = LongTakePipeline(
+            **parts,
+            denoising_steps=config.dmd.timesteps,
+            chunk_frames=model.chunk,
+            default_size=(model.height * spatial, model.width * spatial),
+        )
+        pipe.save_pretrained(folder, max_shard_size=shard_size)
         return
     for name, part in parts.items():
         more = {"max_shard_size": shard_size} if isinstance(part, torch.nn.Module) else {}
