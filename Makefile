@@ -19,8 +19,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/make-venv
 demo: setup
 	$(BIN)/longtake generate "a red ball rolls over a meadow" --seconds 10 --out demo.mp4 --overwrite
 
+# side by side, one thread each: most of the time goes into starting Python
+WORKERS ?= 2
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ from longtake.video import probe
 from tests.conftest import Cli
 from tests.helpers_pipeline import build
 from tests.helpers_train import column, differences, saved, tiny, train
+from tests.test_train_command import torchrun
 
 WORLD = ("data.source=world", "model.text=stage", "model.text_dim=16", "text_encoder.width=16", "data.level=plain")
 SMALL = (*WORLD, "data.cache=8", "data.reuse=1000", "autoencoder.base_dim=4", "autoencoder.decoder_base_dim=4")
@@ -196,6 +197,22 @@ def test_checkpointing_changes_nothing(stage: str, begun: Path, tmp_path: Path) 
         train(make_stage(stage, config(f"{stage}.steps=4", *changes)), folder)
         rows.append(column(folder, "critic" if stage == "dmd" else "later", stage))
     assert rows[0] == pytest.approx(rows[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["causal", "dmd", "long"])
+def test_two_processes_make_the_run_of_one(stage: str, begun: Path, tmp_path: Path) -> None:
+    """With weights, optimizers and frozen teachers split between them (FSDP2)."""
+    before = {"causal": ["teacher"], "dmd": ["teacher", "consistency"], "long": ["teacher", "dmd"]}[stage]
+    before += ["causal", "consistency"] if stage == "long" else []
+    one, two = (copy_of(begun, tmp_path / name, *before) for name in ("one", "two"))
+    train(make_stage(stage, config(f"{stage}.steps=4")), one)
+    changes = ["--set", "run.tensorboard=false", "--steps", "4"]
+    torchrun(2, "train", stage, "--config", "tiny", "--folder", str(two), *changes)
+    for name in ("later", "first") if stage == "causal" else ("critic",):
+        assert column(two, name, stage) == pytest.approx(column(one, name, stage), abs=1e-5)
+    first, second = (saved(folder, stage)["networks"]["transformer"] for folder in (one, two))
+    for name, weight in first["average"].items():
+        assert torch.allclose(weight, second["average"][name], atol=2e-5, rtol=0), name
 
 
 # The world as data
