@@ -92,7 +92,7 @@ def cli(tmp_path: Path) -> Cli:
     """Runs ``longtake ARGUMENTS`` in an empty folder."""
 
     def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-        settings = {"cwd": tmp_path, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120}
+        settings = {"cwd": tmp_path, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 600}
         return subprocess.run(cli_command(*arguments), **{**settings, **options})
 
     return run

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 def run(*arguments: str | Path, name: str = "cost") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 def test_quick(tiny_folder: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ except SystemExit as error:
 def light(*arguments: str | Path, cwd: Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command that must load nothing heavy."""
     command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
-    made = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    made = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     found = re.search(r"CODE (\w+) HEAVY(.*)", made.stdout)
     assert found and not found[2].strip(), made.stdout + made.stderr
     return int(found[1]), made.stdout[: found.start()], made.stderr
@@ -276,7 +276,7 @@ def test_killed_and_resumed(tiny: LongTakePipeline, tiny_folder: Path, tmp_path:
         process.wait(30)
         assert probe(path).frames > 0
     made = start(tmp_path, "--resume", "--quiet")
-    out, err = made.communicate(timeout=120)
+    out, err = made.communicate(timeout=600)
     assert made.returncode == 0 and out == f"{path}\n", err
     whole = tmp_path / "whole.mp4"
     Recording.start(tiny.start(PROMPT, "memrope", 7), whole).run(seconds)
@@ -294,7 +294,7 @@ def test_stopped_and_continued(
     process = start(tmp_path, PROMPT, *new)
     wait_for_snapshot(process, path, 1)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number and not out and "Traceback" not in err
     frames = probe(path).frames
     found = Recorded.look(path)
@@ -321,7 +321,7 @@ def test_disk_that_fills(tiny_folder: Path, small_disk: Path) -> None:
                 pass
     except OSError:
         pass
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1 and not out and "Traceback" not in err
     assert "longtake generate --resume" in err.splitlines()[-1]
     found = Recorded.look(path)

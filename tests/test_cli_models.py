@@ -211,7 +211,7 @@ def test_named_model_with_other_parts(here: Here, tmp_path: Path, folder: Path, 
         env = environment(hub, tmp_path, write_registry(tmp_path / "models.yaml", {"mine": entry}, {"small": parts}))
         command = cli_command("generate", PROMPT, "--model", "mine", "--components", folder, "--dtype", "float32")
         command += ["--seconds", "1", "--out", "one.mp4"]
-        result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
         assert not [r for r in hub.requests if "nothing" in r.path]
     assert (tmp_path / "one.mp4").read_bytes() == made(here, tmp_path / "two.mp4", "--model", folder)

@@ -65,7 +65,7 @@ def test_one_process_per_file(tiny_folder: Path, tmp_path: Path) -> None:
 def shell(command: str, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs ``longtake ARGUMENTS`` with redirections."""
     line = f"{shlex.join(cli_command(*arguments))} {command}"
-    return subprocess.run(line, shell=True, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, shell=True, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 @full
@@ -186,7 +186,7 @@ def test_doctor_where_a_library_is_broken(library: str, tmp_path: Path) -> None:
     (tmp_path / library / "__init__.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")
     environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "longtake.cli", "doctor", "--json"]
-    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert made.returncode == 1 and "Traceback" not in made.stderr, made.stderr
     report = json.loads(made.stdout)
     assert not report["ok"] and "libgomp.so.1" in report["problems"][0]

@@ -417,7 +417,7 @@ RUN = "import sys; from longtake.cli_convert import convert_command as run; from
 
 def command(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", RUN + code], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", RUN + code], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
 
 
@@ -458,7 +458,7 @@ def test_an_interrupted_command_leaves_no_folder(source: LongTakePipeline, compo
     assert process.stdout is not None and process.stdout.readline() == "written\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Stopped; nothing was written." in errors and "Traceback" not in errors
     assert left(tmp_path) == ["longlive_base.pt"]

@@ -64,7 +64,7 @@ def env(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 def run(env: dict[str, str], *arguments: str, code: str = COMMAND) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
 
 
 def refused(made: subprocess.CompletedProcess[str], *says: str, code: int = 2) -> str:
@@ -169,7 +169,7 @@ def test_resumes_after_a_kill(hub: Hub, env: dict[str, str], number: signal.Sign
         while sum(p.stat().st_size for p in partials(env)) < 300_000 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     hub.go_on.set()
     assert not out and located(env) is None
     if number == signal.SIGINT:

@@ -41,7 +41,7 @@ def arguments(folder: Path, *more: str, steps: int = STEPS) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without interruption, of one process."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    made = subprocess.run(cli_command(*arguments(folder)), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    made = subprocess.run(cli_command(*arguments(folder)), env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert made.returncode == 0, made.stderr
     return folder
 
@@ -76,7 +76,7 @@ def test_ctrl_c_saves_after_the_step_and_says_how_to_go_on(tmp_path: Path) -> No
     log = tmp_path / "run" / "teacher.csv"
     wait_for_lines(log, 2, process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     step = saved(tmp_path / "run")["step"]
     assert process.returncode == 130 and f"after {step} steps" in said and "Traceback" not in said
     assert f"To go on: longtake train teacher --config tiny --folder {tmp_path / 'run'}" in said
@@ -86,7 +86,7 @@ def test_ctrl_c_saves_after_the_step_and_says_how_to_go_on(tmp_path: Path) -> No
 def torchrun(processes: int, *command: str) -> None:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     made = subprocess.run(
-        [*start, "-m", "longtake.training", *command[1:]], env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+        [*start, "-m", "longtake.training", *command[1:]], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
     assert made.returncode == 0, made.stderr
     assert made.stderr.count("is finished") == 1  # one process speaks

@@ -192,7 +192,7 @@ def spawn(code: str, folder: Path, **env: str) -> subprocess.Popen[bytes]:
 
 def test_kill_nine_while_saving_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     process = spawn(_KILLED, tmp_path)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, errors.decode()
     layer = torch.nn.Linear(5, 3)
     stage = Stage("toy", tmp_path, {"layer": layer}, FOREVER, lr=0.05, adam_lr=0.05)
@@ -211,7 +211,7 @@ def test_two_processes_stay_alike(tmp_path: Path) -> None:
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [spawn(_PARALLEL, tmp_path, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(2)]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors.decode()
     one, two = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2))
     assert all(torch.equal(one[k], two[k]) for k in one)

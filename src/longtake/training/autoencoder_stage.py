@@ -41,9 +41,9 @@ class AutoencoderStage(Stage):
     def build(self, run: Run) -> None:
         stage, data = self.config.autoencoder, self.config.data
         if not run.for_export:
-            self.clips = WorldClips(
-                stage.frames, world_size(self.config), data.level, run.batch, data.cache, data.reuse, stage.cuts
-            )
+            place = (run.batch, data.cache, data.reuse)
+            size = world_size(self.config)
+            self.clips = WorldClips(stage.frames, size, data.level, *place, stage.cuts, run.device)
         vae = new_vae(self.config)
         for p in vae.parameters():
             if p.ndim == 5:  # what bfloat16 convolutions want, on a CPU and on a GPU
@@ -70,17 +70,17 @@ class AutoencoderStage(Stage):
         videos, covers, noise = [], [], []
         for sample in samples[::fewer]:
             g = run.generator(step, sample)
-            video, cover = self.clips.sample(sample)
+            clip = self.clips.sample(sample)
+            video, cover = clip.video, clip.cover
             if not whole:
-                top, left = _corner(cover, crop, g)
+                top, left = _corner(clip.middles, crop, (height, width), g)
                 video, cover = (x[..., top : top + crop, left : left + crop] for x in (video, cover))
             videos.append(video)
             covers.append(cover)
             latents = 1 + (len(video) - 1) // 4, video.shape[-2] // PIXELS, video.shape[-1] // PIXELS
             noise.append(torch.randn(self.config.model.channels, *latents, generator=g))
-        device = run.device
-        video = as_input(torch.stack(videos).to(device)).contiguous(memory_format=torch.channels_last_3d)
-        return video, torch.stack(covers).to(device).transpose(1, 2).float() / 255, noise
+        video = as_input(torch.stack(videos)).contiguous(memory_format=torch.channels_last_3d)
+        return video, torch.stack(covers).transpose(1, 2).float() / 255, noise
 
     def _losses(self, run: Run, video: Tensor, cover: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
         vae = self.network.module
@@ -100,26 +100,24 @@ class AutoencoderStage(Stage):
         """In pairs of rows: clips that training never sees, and what the autoencoder makes of them."""
         rows = []
         for number in range(3):
-            video = self._held_out(number, 49).to(run.device)
+            video = self._held_out_clips(run, 49).make(HELD_OUT + number).video
             with self.network.averaged() as vae, torch.no_grad(), run.autocast():
                 out = decode_clip(vae, encode_clip(vae, as_input(video[None]))[0]).float()
             made = ((out[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).transpose(0, 1)
             rows += [x.permute(0, 2, 3, 1).cpu() for x in (video, made)]
         return strip(torch.stack(rows))
 
-    def _held_out(self, number: int, frames: int) -> Tensor:
-        return self._held_out_clips(frames).make(HELD_OUT + number)[0]
-
-    def _held_out_clips(self, frames: int) -> WorldClips:
-        return WorldClips(frames, world_size(self.config), self.config.data.level, 1, 1, 1)
+    def _held_out_clips(self, run: Run, frames: int) -> WorldClips:
+        return WorldClips(frames, world_size(self.config), self.config.data.level, 1, 1, 1, device=run.device)
 
     @torch.no_grad()
     def check(self, run: Run) -> Mapping[str, Figure]:
         """Reconstruction of unseen clips of ten seconds: whole, on subjects, in the first second and in the last."""
-        clips = self._held_out_clips(161)
+        clips = self._held_out_clips(run, 161)
         errors: dict[str, list[Tensor]] = {"whole": [], "subject": [], "first": [], "last": []}
         for number in range(6):
-            video, cover = (x.to(run.device) for x in clips.make(HELD_OUT + number))
+            clip = clips.make(HELD_OUT + number)
+            video, cover = clip.video, clip.cover
             with self.network.averaged() as vae, run.autocast():
                 out = decode_clip(vae, encode_clip(vae, as_input(video[None]))[0]).float()[0].transpose(0, 1)
             error = (out.clamp(-1, 1) - (video.float() / 127.5 - 1)).square().mean(1, keepdim=True) / 4
@@ -146,20 +144,21 @@ class AutoencoderStage(Stage):
         return {"vae": measured(vae.eval(), self.config)}
 
 
-def _corner(cover: Tensor, crop: int, g: torch.Generator) -> tuple[int, int]:
+def _corner(middles: Tensor, crop: int, size: tuple[int, int], g: torch.Generator) -> tuple[int, int]:
     """Where to cut a crop: as a rule near the middle of what subjects cover in some frame.
 
     Args:
-        cover: uint8 [frames, 1, h, w].
+        middles: of the frames, see ``worlddata.middles``.
+        crop: its height and width.
+        size: of the picture.
     """
-    height, width = cover.shape[-2:]
+    height, width = size
     frame, near, row, column = torch.rand(4, generator=g).tolist()
-    shown = cover[int(frame * len(cover)), 0] > 0
-    y, x = row * height, column * width
-    if near < 0.8 and bool(shown.any()):
-        rows, columns = shown.any(1).nonzero().float(), shown.any(0).nonzero().float()
-        y = float(rows.mean()) + (row - 0.5) * crop
-        x = float(columns.mean()) + (column - 0.5) * crop
+    y, x = middles[int(frame * len(middles))].tolist()
+    if near < 0.8 and y == y:  # a number
+        y, x = y + (row - 0.5) * crop, x + (column - 0.5) * crop
+    else:
+        y, x = row * height, column * width
     return max(0, min(height - crop, round(y - crop / 2))), max(0, min(width - crop, round(x - crop / 2)))
 
 

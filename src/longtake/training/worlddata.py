@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -79,6 +80,21 @@ def clip_number(sample: int, batch: int, window: int, reuse: int) -> int:
     return (newest - back) * batch + place
 
 
+@dataclass(frozen=True)
+class WorldClip:
+    """A rendered clip.
+
+    Attributes:
+        video: uint8 ``[frames, 3, h, w]``.
+        cover: how much subjects cover, uint8 ``[frames, 1, h, w]``.
+        middles: of what they cover, see :func:`middles`.
+    """
+
+    video: Tensor
+    cover: Tensor
+    middles: Tensor
+
+
 class WorldClips:
     """Rendered clips of the world.
 
@@ -88,6 +104,7 @@ class WorldClips:
         level: of the scenes, see ``sample_scenes``.
         batch, window, reuse: see :func:`clip_number`.
         cuts: share of the clips with a cut to another scene at the start of a latent frame, as a new prompt makes.
+        device: where clips are painted, and kept.
     """
 
     def __init__(
@@ -99,29 +116,47 @@ class WorldClips:
         window: int,
         reuse: int,
         cuts: float = 0.0,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.frames, self.size, self.level, self.cuts = frames, size, level, cuts
+        self.frames, self.size, self.level, self.cuts, self.device = frames, size, level, cuts, torch.device(device)
         self._place = (batch, window, reuse)
         self._shelf = Shelf(self.make, window)
 
-    def make(self, number: int) -> tuple[Tensor, Tensor]:
-        """A clip: video uint8 [frames, 3, h, w], and how much subjects cover, uint8 [frames, 1, h, w]."""
+    def make(self, number: int) -> WorldClip:
+        """The clip of a number."""
         g = generator(0, "clip frames", number)
         start = int(torch.randint(_LATEST, (), generator=g))
         video, cover = self._render(number, start)
         if float(torch.rand((), generator=g)) < self.cuts and self.frames > FRAMES:
             cut = 1 + FRAMES * int(torch.randint((self.frames - 1) // FRAMES, (), generator=g))
             video[cut:], cover[cut:] = (x[cut:] for x in self._render(-1 - number, start))
-        return video, cover
+        return WorldClip(video, cover, middles(cover))
 
     def _render(self, number: int, start: int) -> tuple[Tensor, Tensor]:
-        made = render(scene_of(number, self.level), torch.arange(start, start + self.frames), self.size)
+        times = torch.arange(start, start + self.frames)
+        made = render(scene_of(number, self.level), times, self.size, self.device)
         cover = made.masks.sum(2, keepdim=True).clamp(max=1)
         return (255 * made.video[0]).round().to(torch.uint8), (255 * cover[0]).round().to(torch.uint8)
 
-    def sample(self, sample: int) -> tuple[Tensor, Tensor]:
+    def sample(self, sample: int) -> WorldClip:
         """The clip of a sample of the run."""
         return self._shelf[clip_number(sample, *self._place)]
+
+
+def middles(cover: Tensor) -> Tensor:
+    """The middle of what is covered in every frame, on the host.
+
+    Args:
+        cover: ``[frames, 1, h, w]``.
+
+    Returns:
+        Rows and columns, float32 ``[frames, 2]``; not a number where nothing is.
+    """
+    shown = (cover[:, 0] > 0).float()
+    rows, columns = (torch.arange(n, device=cover.device).float() for n in shown.shape[1:])
+    down, across = shown.amax(2), shown.amax(1)
+    found = torch.stack([(down * rows).sum(1) / down.sum(1), (across * columns).sum(1) / across.sum(1)], 1)
+    return found.cpu()
 
 
 def world_size(config: Config) -> tuple[int, int]:
@@ -132,11 +167,11 @@ def world_size(config: Config) -> tuple[int, int]:
 @torch.no_grad()
 def measured(vae: AutoencoderKLWan, config: Config, clips: int = 32, frames: int = 25) -> AutoencoderKLWan:
     """The autoencoder with its latents' mean and deviation in its configuration, measured on clips of their own."""
-    source = WorldClips(frames, world_size(config), config.data.level, 1, 1, 1)
     device = next(vae.parameters()).device
+    source = WorldClips(frames, world_size(config), config.data.level, 1, 1, 1, device=device)
     found = []
     for number in range(clips):
-        video = source.make(2 * HELD_OUT + number)[0].to(device)
+        video = source.make(2 * HELD_OUT + number).video
         found.append(encode_clip(vae, as_input(video[None]))[0].float().cpu())
     latents = torch.cat(found)
     vae.register_to_config(
@@ -189,6 +224,7 @@ class WorldSource(ClipSource):
 
     def __init__(self, vae: AutoencoderKLWan, config: Config, frames: int, batch: int, warm: int = WARM) -> None:
         self.vae, self.config, self.frames, self.warm = vae, config, frames, warm
+        self.device = next(vae.parameters()).device
         data = config.data
         self._place = (batch, max(data.cache, batch), data.reuse)
         self._shelf = Shelf(self._latents, max(data.cache, batch))
@@ -198,9 +234,8 @@ class WorldSource(ClipSource):
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Normalised latents [1 + n, channels, h, w] of frames [1 + 4 n, 3, H, W] in [0, 1], float32 on the host."""
-        device = next(self.vae.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            found = encode_clip(self.vae, video.to(device).transpose(0, 1)[None] * 2 - 1)[0]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            found = encode_clip(self.vae, video.to(self.device).transpose(0, 1)[None] * 2 - 1)[0]
         return (found[0].transpose(0, 1).float().cpu() - self.mean) / self.std
 
     def take(self, scenes: Sequence[Scenes], ends: Sequence[int], start: int | None) -> Tensor:
@@ -219,7 +254,7 @@ class WorldSource(ClipSource):
         parts, begin = [], 0
         for scene, end in zip(scenes, ends, strict=True):
             stop = 1 + FRAMES * (before + end - 1)
-            parts.append(render(scene, times[begin:stop], world_size(self.config)).video[0])
+            parts.append(render(scene, times[begin:stop], world_size(self.config), self.device).video[0])
             begin = stop
         return self.encode(torch.cat(parts))[before:]
 
@@ -243,10 +278,9 @@ class WorldSource(ClipSource):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        device = next(self.vae.parameters()).device
         shown = []
         for clip in latents.float().cpu():
-            raw = (clip * self.std + self.mean).to(device).transpose(0, 1)[None]
+            raw = (clip * self.std + self.mean).to(self.device).transpose(0, 1)[None]
             video = decode_clip(self.vae, raw)[0].transpose(0, 1)
             shown.append(((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
         return torch.stack(shown)
