@@ -289,6 +289,16 @@ def test_keys_of_a_text_are_computed_once() -> None:
     assert torch.allclose(shared, each, atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", ["memrope", "sliding:window=12,sink=3,ids=relative", "sliding:window=12,sink=3"])
+def test_a_gap_of_an_hour_is_planned_as_one_that_the_window_does_not_reach(spec: str) -> None:
+    """With relative ids, where nothing else is known of it; with absolute ones the ids are those of the hour."""
+    policy = parse_memory(spec)
+    near, far = (plan_for(policy, (0, gap, gap + 1, gap + 2)) for gap in (40, 14_000))
+    assert all(torch.equal(a, b) for a, b in zip(near.weights, far.weights, strict=True))
+    same = policy.ids == "relative"
+    assert torch.equal(near.ids, far.ids) is same and torch.equal(near.own, far.own) is same
+
+
 def test_memory_stays_linear() -> None:
     """The largest tensor of a forward is no larger than the keys of one group: never tokens x tokens."""
     from torch.utils._python_dispatch import TorchDispatchMode

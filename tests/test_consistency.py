@@ -185,6 +185,29 @@ def test_regression_to_trajectories_finds_the_flow_map() -> None:
     assert error_of(student, torch.tensor(levels)) < 0.03
 
 
+def test_weights_share_the_loss_among_what_it_is_of() -> None:
+    """The mean over processes of weighted sums is the mean over all, when they hold different numbers of chunks."""
+    sigmas, pairs = discretise(8), ode_pairs(gaussian, draw(8, 6, 2), [1.0, 0.5], steps=4)
+    student, index = Table(sigmas[:-1]), torch.arange(6) % 2
+    clean, noise = draw(4, 6, 2), draw(5, 6, 2)
+    weights = torch.tensor([0.1, 0.1, 0.3, 0.1, 0.3, 0.1])
+
+    def both(rows: Tensor | slice, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        some = type(pairs)(pairs.levels, pairs.states[:, rows], pairs.ends[rows])
+        return (
+            ode_loss(student, some, index[rows], weights),
+            consistency_loss(
+                student, student, gaussian, clean[rows], noise[rows], index[rows], sigmas, weights=weights
+            ),
+        )
+
+    alone = [both(slice(i, i + 1)) for i in range(6)]
+    for i, loss in enumerate(both(slice(None), weights)):
+        assert torch.allclose(loss, sum(w * one[i] for w, one in zip(weights, alone, strict=True)), atol=1e-6)
+    for i, loss in enumerate(both(slice(None))):
+        assert torch.allclose(loss, torch.stack([one[i] for one in alone]).mean(), atol=1e-6)
+
+
 def test_guidance_by_hand() -> None:
     x, sigma = draw(9, 3, 2), torch.tensor([0.2, 0.5, 1.0])
 

@@ -199,20 +199,40 @@ def test_checkpointing_changes_nothing(stage: str, begun: Path, tmp_path: Path) 
     assert rows[0] == pytest.approx(rows[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["causal", "dmd", "long"])
+@pytest.mark.parametrize("stage", ["causal", "consistency", "dmd", "long"])
 def test_two_processes_make_the_run_of_one(stage: str, begun: Path, tmp_path: Path) -> None:
     """With weights, optimizers and frozen teachers split between them (FSDP2)."""
-    before = {"causal": ["teacher"], "dmd": ["teacher", "consistency"], "long": ["teacher", "dmd"]}[stage]
+    before = {
+        "causal": ["teacher"],
+        "consistency": ["teacher", "causal"],
+        "dmd": ["teacher", "consistency"],
+        "long": ["teacher", "dmd"],
+    }[stage]
     before += ["causal", "consistency"] if stage == "long" else []
     one, two = (copy_of(begun, tmp_path / name, *before) for name in ("one", "two"))
     train(make_stage(stage, config(f"{stage}.steps=4")), one)
     changes = ["--set", "run.tensorboard=false", "--steps", "4"]
     torchrun(2, "train", stage, "--config", "tiny", "--folder", str(two), *changes)
-    for name in ("later", "first") if stage == "causal" else ("critic",):
+    for name in {"causal": ("later", "first"), "consistency": ("consistency",)}.get(stage, ("critic",)):
         assert column(two, name, stage) == pytest.approx(column(one, name, stage), abs=1e-5)
     first, second = (saved(folder, stage)["networks"]["transformer"] for folder in (one, two))
     for name, weight in first["average"].items():
         assert torch.allclose(weight, second["average"][name], atol=2e-5, rtol=0), name
+
+
+@pytest.mark.parametrize("stage", ["consistency", "autoencoder"])
+def test_parts_of_a_batch_change_nothing(stage: str, begun: Path, tmp_path: Path) -> None:
+    """One after the other in one process, or side by side in two (the autoencoder, which is not split)."""
+    folders = [copy_of(begun, tmp_path / name, "teacher", "causal") for name in ("whole", "parts", "two")]
+    changes = ["run.batch=4", f"{stage}.steps=4", "data.cache=8"]
+    changes += [*SMALL, "autoencoder.crop=32", "autoencoder.whole_every=2"] if stage == "autoencoder" else []
+    train(make_stage(stage, config(*changes)), folders[0])
+    train(make_stage(stage, config(*changes, "run.accumulate=2")), folders[1])
+    words = [word for change in (*changes, "run.tensorboard=false") for word in ("--set", change)]
+    torchrun(2, "train", stage, "--config", "tiny", "--folder", str(folders[2]), *words)
+    name = "rebuilt" if stage == "autoencoder" else "consistency"
+    rows = [column(folder, name, stage) for folder in folders]
+    assert rows[1] == pytest.approx(rows[0], abs=1e-4) and rows[2] == pytest.approx(rows[0], abs=1e-4)
 
 
 # The world as data
@@ -260,6 +280,17 @@ def test_a_take_from_the_middle_is_what_the_whole_take_has_there(source: WorldSo
     frames = render(scene, torch.arange(1 + 4 * 5), (32, 32)).video
     latents = encode_clip(source.vae, frames.transpose(1, 2) * 2 - 1)[0][0].transpose(0, 1)
     assert torch.allclose(whole[:6] * source.std + source.mean, latents, atol=1e-4)
+
+
+def test_half_of_the_clips_begin_anywhere_in_an_hour(source: WorldSource) -> None:
+    """Those that begin with the scene show it from its first frame on; which it is follows from the number."""
+    openings = []
+    for number in range(40):
+        latents, scene = source._latents(number)
+        openings.append(torch.allclose(latents.float(), source.take([scene], [6], None), atol=0.05))
+        if number == 0:
+            assert torch.equal(latents, source._latents(number)[0])
+    assert 10 <= sum(openings) <= 30
 
 
 def test_a_cut_is_where_a_chunk_ends(source: WorldSource) -> None:
@@ -316,6 +347,12 @@ def test_readers_agree_with_the_truth_and_not_with_something_else() -> None:
         ("long", "long.frames=60", "like 75"),
         ("dmd", "dmd.memories=[elephant]", "memrope, sliding"),
         ("causal", "causal.memories=['memrope:adaptive=true']", "fixed rates"),
+        ("causal", "causal.memories=[causal]", "memrope, sliding"),
+        ("causal", "causal.memories=[]", "at least one"),
+        ("dmd", "dmd.memories=[]", "at least one"),
+        ("long", "long.memories=[]", "at least one"),
+        ("dmd", "model.frames=3", "whole chunks of 3 more"),
+        ("long", "long.frames=3", "like 75"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(stage: str, change: str, says: str) -> None:
@@ -323,6 +360,21 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(stage: str,
     with pytest.raises(ValueError, match=says):
         made = make_stage(stage, load_config("tiny", (*base, "autoencoder.crop=16", change)))
         made.check_config()
+
+
+def test_steps_of_whole_clips_need_parts_of_so_many_samples(tmp_path: Path) -> None:
+    settings = config(*SMALL, "autoencoder.crop=16", "run.batch=6")
+    with pytest.raises(ValueError, match=r"one sample of 4 is used.*not 6"):
+        Run(make_stage("autoencoder", settings), settings, tmp_path).open()
+
+
+def test_a_stage_before_of_another_size_is_refused(begun: Path, tmp_path: Path) -> None:
+    folder = copy_of(begun, tmp_path / "run", "teacher")
+    for change in ("model.layers=1", "model.ffn=40", "model.channels=6"):
+        settings = config(change)
+        run = Run(make_stage("causal", settings), settings, folder)
+        with pytest.raises(ValueError, match="transformer of teacher"):
+            run.open()
 
 
 def test_crops_are_near_subjects() -> None:
@@ -350,6 +402,7 @@ def test_from_nothing_to_a_video(tmp_path: Path, cli: Cli) -> None:
         "autoencoder.crop=32",
         "data.held_out=2",
         "run.tensorboard=false",
+        "run.precision=bf16",
         f"run.stages=[{','.join(steps)}]",
     ]
     changes += [f"{name}.steps=2" for name in steps]

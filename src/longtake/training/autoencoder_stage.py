@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from longtake.training.clip_vae import decode_clip, encode_clip
+from longtake.training.config import Config
 from longtake.training.run import Run
 from longtake.training.stage import Figure, Stage
 from longtake.training.teacher import strip
@@ -26,6 +27,7 @@ class AutoencoderStage(Stage):
 
     name = "autoencoder"
     title = "the pocket model's autoencoder, on rendered clips"
+    splits = False  # whole clips go through its layers, not through its forward
 
     def check_config(self) -> None:
         height, width = world_size(self.config)
@@ -40,6 +42,12 @@ class AutoencoderStage(Stage):
 
     def build(self, run: Run) -> None:
         stage, data = self.config.autoencoder, self.config.data
+        part, fewer = len(run.samples(0)) // self.config.run.accumulate, _fewer(self.config)
+        if part % fewer:
+            raise ValueError(
+                f"In steps of whole clips one sample of {fewer} is used: samples per process and part must be a "
+                f"multiple of that, not {part}; set autoencoder.batch, or a larger autoencoder.crop."
+            )
         if not run.for_export:
             place = (run.batch, data.cache, data.reuse)
             size = world_size(self.config)
@@ -66,9 +74,9 @@ class AutoencoderStage(Stage):
         height, width = world_size(self.config)
         crop = self.config.autoencoder.crop
         # a whole clip is as much work as several crops: of the same samples, every so many
-        fewer = max(1, min(len(samples), height * width // crop**2)) if whole else 1
+        fewer = _fewer(self.config) if whole else 1
         videos, covers, noise = [], [], []
-        for sample in samples[::fewer]:
+        for sample in samples[::fewer]:  # the same whatever the parts, as they are multiples of it
             g = run.generator(step, sample)
             clip = self.clips.sample(sample)
             video, cover = clip.video, clip.cover
@@ -142,6 +150,12 @@ class AutoencoderStage(Stage):
         assert isinstance(vae, AutoencoderKLWan)
         vae.load_state_dict(weights)
         return {"vae": measured(vae.eval(), self.config)}
+
+
+def _fewer(config: Config) -> int:
+    """Of how many samples one is used in steps of whole clips: about as many crops are as much work."""
+    height, width = world_size(config)
+    return max(1, height * width // config.autoencoder.crop**2)
 
 
 def _corner(middles: Tensor, crop: int, size: tuple[int, int], g: torch.Generator) -> tuple[int, int]:

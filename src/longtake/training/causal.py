@@ -109,7 +109,19 @@ def plan_for(policy: MemoryPolicy | None, timeline: Sequence[int], chunk: int = 
         ValueError: for a policy that is not linear in what it has seen (see ``plan_sequence``), or without room for a
             chunk.
     """
-    return _plan_for(policy, _timeline(timeline), chunk)
+    steps = _timeline(timeline)
+    if policy is not None and policy.ids == "relative" and policy.sink >= chunk and policy.capacity(chunk):
+        steps = _nearer(steps, policy.capacity(chunk) + 2)
+    return _plan_for(policy, steps, chunk)
+
+
+def _nearer(steps: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The same steps with no gap longer than ``most`` chunks: with relative ids, and sinks that hold the first chunk, a
+    longer one changes nothing, as nothing is known of what lay in it."""
+    made = [steps[0]]
+    for before, after in pairwise(steps):
+        made.append(made[-1] + min(after - before, most))
+    return tuple(made)
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -34,6 +34,7 @@ class CausalStage(Stage):
 
     name = "causal"
     title = "the causal student, by teacher forcing or diffusion forcing through its memories"
+    dropout: ClassVar[float | None] = None  # of captions; None: as configured
 
     def needs(self) -> tuple[str, ...]:
         own = () if self.config.model.checkpoint else ("teacher",)
@@ -43,6 +44,8 @@ class CausalStage(Stage):
         if self.config.data.source == "prompts":
             raise ValueError("The stage 'causal' learns from clips, and data.source prompts has none: use latents.")
         student_options(self.config)
+        for memory in self.config.causal.memories:
+            parse_memory(memory)  # "causal", everything at absolute ids, is no memory to run with
 
     def build(self, run: Run) -> None:
         student = trained_transformer(self.config.model)
@@ -76,7 +79,7 @@ class CausalStage(Stage):
         return sums
 
     def _batch(self, run: Run, samples: Sequence[int]) -> ChunkSequences:
-        dropout = self.config.causal.text_dropout
+        dropout = self.config.causal.text_dropout if self.dropout is None else self.dropout
         if isinstance(self.source, WorldSequences):
             made = [self.source.sequence(s) for s in samples]
             captions = [c for m in made for c in dict.fromkeys(m.captions)]
@@ -111,14 +114,24 @@ class CausalStage(Stage):
                 run.clips(range(numbers[0], numbers[-1] + 1), self.source.count), run.device
             )
             latents = latents[:, :chunk]
+        for i, number in enumerate(numbers):
+            if (
+                float(torch.rand((), generator=run.generator(0, number, "first dropout")))
+                < self.config.causal.text_dropout
+            ):
+                captions[i] = ""
         return ChunkSequences(latents, self.text(captions, run.device))
 
     def sample(self, run: Run) -> Image.Image | None:
         captions = self.source.held_out(run.device)[1][:4]
-        with self.network.averaged() as module:
-            made = few_step_takes(run, self.config, module, self.text, captions, self.config.causal.memories[0])
+        made = self.takes(run, captions)
         pictures = self.source.decode(made)
         return strip(latent_pictures(made) if pictures is None else pictures, 12)
+
+    def takes(self, run: Run, captions: Sequence[str]) -> Tensor:
+        """Takes as inference makes them: latents ``[n, frames, channels, h, w]``."""
+        with self.network.averaged() as module:
+            return few_step_takes(run, self.config, module, self.text, captions, self.config.causal.memories[0])
 
     @torch.no_grad()
     def check(self, run: Run) -> Mapping[str, Figure]:
@@ -131,7 +144,8 @@ class CausalStage(Stage):
         text = self.text(captions, run.device)
         chunks = to_chunks(clean, model.chunk)
         count = chunks.shape[1]
-        layout = causal_layout([plan_for(None, range(count), model.chunk)] * len(clean))
+        policy = parse_memory(self.config.causal.memories[0])
+        layout = causal_layout([plan_for(policy, range(count), model.chunk)] * len(clean))
         flat = chunks.flatten(0, 1)
         noise = torch.randn(flat.shape).to(run.device)
         teacher = trained_transformer(replace(model, lora_rank=0))

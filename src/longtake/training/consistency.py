@@ -137,17 +137,19 @@ def ode_pairs(
     return OdePairs(wanted, states[rows], states[-1])
 
 
-def ode_loss(student: Velocity, pairs: OdePairs, index: Tensor) -> Tensor:
+def ode_loss(student: Velocity, pairs: OdePairs, index: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error of the clean latents that the student predicts from states of trajectories.
 
     Args:
         student: as a velocity, e.g. ``teacher_forced(...)`` over ``pairs.ends`` or clean data as the past.
         pairs: of n trajectories.
         index: ``[n]`` long, on the states' device: which level each is taken at.
+        weights: ``[n]`` of the means of each, with a sum of 1; None: all alike.
     """
     x = pairs.states[index, torch.arange(len(index), device=index.device)]
     sigma = pairs.levels.to(x.device)[index]
-    return (clean_from(x, student(x, sigma), sigma) - pairs.ends).square().mean()
+    error = (clean_from(x, student(x, sigma), sigma) - pairs.ends).square().flatten(1).mean(1)
+    return error.mean() if weights is None else (error * weights).sum()
 
 
 def consistency_loss(
@@ -160,6 +162,7 @@ def consistency_loss(
     sigmas: Tensor,
     solver: str = "euler",
     huber: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Consistency distillation: the student at level t must predict what its average predicts at the next level s < t.
 
@@ -176,6 +179,7 @@ def consistency_loss(
         solver: see :func:`ode_step`.
         huber: None for the mean squared error, else the width c of the pseudo-Huber distance sqrt(d**2 + c**2) - c with
             d the distance of an element (arXiv 2310.14189), which bounds what outliers do.
+        weights: ``[n]`` of the distances of each, with a sum of 1; None: all alike.
 
     Raises:
         ValueError: if ``sigmas`` does not fall to 0.
@@ -189,6 +193,7 @@ def consistency_loss(
         further = ode_step(teacher, x, sigma, lower, solver)
         target = clean_from(further, average(further, lower), lower)
     difference = (clean_from(x, student(x, sigma), sigma) - target).flatten(1)
-    if huber is None:
-        return difference.square().mean()
-    return ((difference.square().sum(1) + huber**2).sqrt() - huber).mean()
+    error = difference.square().mean(1)
+    if huber is not None:
+        error = (difference.square().sum(1) + huber**2).sqrt() - huber
+    return error.mean() if weights is None else (error * weights).sum()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from longtake.training.causal import causal_layout
-from longtake.training.causal_stage import CausalStage, sequence_source, student_options
+from longtake.training.causal_stage import CausalStage, few_step_takes, sequence_source, student_options
 from longtake.training.consistency import consistency_loss, discretise, ode_loss, ode_pairs
 from longtake.training.models import text_embedder, trained_transformer
 from longtake.training.run import Run
 from longtake.training.stage import Figure
-from longtake.training.student import Drawn, draw_sequence
+from longtake.training.student import ChunkSequences, Drawn, StudentOptions, draw_sequence
 from longtake.training.velocity import Velocity, guided, teacher_forced, to_chunks
 
 
@@ -44,33 +45,39 @@ class ConsistencyStage(CausalStage):
             self.teacher = run.frozen(teacher)
         self.network = run.network("transformer", student)
 
+    dropout = 0.0  # guidance of nothing teaches nothing
+
     def step(self, run: Run, step: int) -> Mapping[str, Tensor]:
         total = torch.zeros((), device=run.device)
         for samples in run.parts(step):
+            batch = self._batch(run, samples)
             with run.autocast():
-                loss = self._loss(run, step, samples)
+                loss = self._loss(run, step, samples, batch)
             run.backward(loss)
             total += loss.detach() / self.config.run.accumulate
         return {self.config.consistency.method: total}
 
-    def _loss(self, run: Run, step: int, samples: range) -> Tensor:
-        stage, options = self.config.consistency, student_options(self.config)
-        batch = self._batch(run, samples)
+    def _options(self) -> StudentOptions:
+        stage = self.config.consistency
+        return replace(student_options(self.config), timesteps=stage.timesteps, shift=stage.shift)
+
+    def _loss(self, run: Run, step: int, samples: range, batch: ChunkSequences) -> Tensor:
+        """The mean over the sequences of the mean over a sequence's chunks."""
+        stage, options = self.config.consistency, self._options()
         chunks = to_chunks(batch.latents, options.chunk)
+        generators = [run.generator(step, s) for s in samples]
         drawn: list[Drawn] = [
             draw_sequence(
-                chunks[i].shape,
-                run.generator(step, s),
-                options,
-                None if batch.timelines is None else batch.timelines[i],
+                chunks[i].shape, generators[i], options, None if batch.timelines is None else batch.timelines[i]
             )
-            for i, s in enumerate(samples)
+            for i in range(len(samples))
         ]
         layout = causal_layout([d.plan for d in drawn], [d.targets for d in drawn])
         noise = torch.stack([drawn[s].noise[c] for s, c in layout.targets]).to(run.device)
         target = torch.stack([chunks[s, c] for s, c in layout.targets])
         past = torch.stack([chunks[s, c] for s, c in layout.elements[: layout.clean]]) if layout.clean else target[:0]
         rows = [0 if batch.texts is None else batch.texts[s][c] for s, c in layout.elements]
+        weights = [1 / len(drawn[s].targets) / len(drawn) for s, _ in layout.targets]
         empty = self.text([""], run.device)
 
         def of(module: torch.nn.Module, text: Tensor, which: list[int]) -> Velocity:
@@ -78,30 +85,41 @@ class ConsistencyStage(CausalStage):
 
         student = of(self.network.module, batch.text, rows)
         teacher = guided(of(self.teacher, batch.text, rows), of(self.teacher, empty, [0] * len(rows)), stage.guidance)
-        g = run.generator(step, samples[0], "levels")
+        of_each = torch.tensor(weights, device=run.device)
+        counts = [len(d.targets) for d in drawn]
         if stage.method == "ode":
             levels = options.levels().tolist()
             with torch.no_grad():
                 pairs = ode_pairs(teacher, noise, levels, stage.ode_steps, stage.shift, stage.solver)
-            index = torch.randint(len(levels), (len(target),), generator=g).to(run.device)
-            return ode_loss(student, pairs, index)
+            index = torch.cat(
+                [torch.randint(len(levels), (n,), generator=g) for n, g in zip(counts, generators, strict=True)]
+            )
+            return ode_loss(student, pairs, index.to(run.device), of_each)
         sigmas = discretise(stage.ode_steps, stage.shift, options.levels().tolist())
-        index = self._indices(sigmas, len(target), g).to(run.device)
-        return consistency_loss(student, student, teacher, target, noise, index, sigmas, stage.solver)
+        index = torch.cat([self._indices(sigmas, n, g) for n, g in zip(counts, generators, strict=True)]).to(run.device)
+        return consistency_loss(student, student, teacher, target, noise, index, sigmas, stage.solver, weights=of_each)
 
     def _indices(self, sigmas: Tensor, count: int, g: torch.Generator) -> Tensor:
         """Which step each chunk takes: half of them from the levels that sampling uses."""
         anywhere = torch.randint(len(sigmas) - 1, (count,), generator=g)
-        levels = student_options(self.config).levels()
+        levels = self._options().levels()
         rows = (sigmas[None] - levels[:, None]).abs().argmin(1)
         exact = rows[torch.randint(len(rows), (count,), generator=g)]
         return torch.where(torch.rand(count, generator=g) < 0.5, exact, anywhere)
+
+    def takes(self, run: Run, captions: Sequence[str]) -> Tensor:
+        s = self.config.consistency
+        with self.network.averaged() as module:
+            memory = self.config.causal.memories[0]
+            return few_step_takes(
+                run, self.config, module, self.text, captions, memory, timesteps=s.timesteps, shift=s.shift
+            )
 
     @torch.no_grad()
     def check(self, run: Run) -> Mapping[str, Figure]:
         """How far one jump from pure noise lands from the teacher's whole trajectory, as a share of what a jump of the
         teacher itself misses."""
-        options = student_options(self.config)
+        options, stage = self._options(), self.config.consistency
         clean, captions = self.source.held_out(run.device)
         clean, captions = clean[:, : self.config.model.frames], list(captions)
         chunks = to_chunks(clean, options.chunk)
@@ -113,8 +131,10 @@ class ConsistencyStage(CausalStage):
         text, rows = self.text(captions, run.device), [s for s, _ in layout.elements]
         ones = torch.ones(len(noise), device=run.device)
         with self.network.averaged() as module, run.autocast():
-            teacher = teacher_forced(self.teacher, layout, past, text, rows)
-            ends = ode_pairs(teacher, noise, [1.0], self.config.consistency.ode_steps, options.shift).ends
+            plain = teacher_forced(self.teacher, layout, past, text, rows)
+            without = teacher_forced(self.teacher, layout, past, self.text([""], run.device), [0] * len(rows))
+            teacher = guided(plain, without, stage.guidance)
+            ends = ode_pairs(teacher, noise, [1.0], stage.ode_steps, stage.shift).ends
             misses = []
             for velocity in (teacher_forced(module, layout, past, text, rows), teacher):
                 misses.append(float((noise - velocity(noise, ones) - ends).square().mean()))

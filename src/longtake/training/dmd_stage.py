@@ -52,15 +52,25 @@ class DmdStage(Stage):
         return (*self.config.parts_trained, *teacher, *own)
 
     def check_config(self) -> None:
-        for memory in self.settings.memories:
-            parse_memory(memory).capacity(self.config.model.chunk)
+        self._check_memories()
         new = self.settings.frames - self.config.model.frames
         later = self.config.model.frames - OVERLAP
+        if later < 1 or later % self.config.model.chunk:
+            raise ValueError(
+                f"model.frames must be {OVERLAP} and whole chunks of {self.config.model.chunk} more for distillation, "
+                f"not {self.config.model.frames}."
+            )
         if new < 0 or new % later:
             raise ValueError(
                 f"{self.name}.frames must be model.frames, {self.config.model.frames}, and any number of times {later} "
                 f"more, not {self.settings.frames}."
             )
+
+    def _check_memories(self) -> None:
+        if not self.settings.memories:
+            raise ValueError(f"{self.name}.memories must name at least one memory.")
+        for memory in self.settings.memories:
+            parse_memory(memory).capacity(self.config.model.chunk)
 
     def build(self, run: Run) -> None:
         model = self.config.model
@@ -124,8 +134,8 @@ class DmdStage(Stage):
             noises.append(torch.randn(like.shape[1:], generator=g))
         return torch.cat(sigmas).to(run.device), torch.stack(noises).to(run.device)
 
-    def rollout(self, run: Run, step: int, samples: Sequence[int], text: Tensor) -> Rollout:
-        """A new rollout for these samples, with the memory of this step."""
+    def rollout(self, run: Run, step: int, samples: Sequence[int], text: Tensor, functional: bool = True) -> Rollout:
+        """A new rollout for these samples, with the memory of this step; ``functional`` for gradients."""
         model, memories = self.config.model, self.settings.memories
         which = int(torch.randint(len(memories), (), generator=run.generator(step, 0, "memory")))
         return Rollout(
@@ -138,21 +148,21 @@ class DmdStage(Stage):
             model.width,
             chunk=model.chunk,
             grad_chunks=self.settings.gradient_chunks,
-            keep=model.frames,
+            functional=functional,
+            keep=max(model.frames, self.config.long.clip_frames),
         )
 
     def make(self, run: Run, step: int, samples: range, grad: bool) -> tuple[Clip, Tensor]:
         """The clip to learn from, and the text that holds in it."""
         text = self.text(self.prompts.captions(samples), run.device)
-        rollout = self.rollout(run, step, samples, text)
+        rollout = self.rollout(run, step, samples, text, functional=grad)
         size = self.config.model.frames
         clips = 1 + (self.settings.frames - size) // (size - OVERLAP)
         chosen = 1 + int(torch.randint(clips, (), generator=run.generator(step, 0, "clips")))
         seed = run.config.run.seed
-        for i in range(chosen - 1):
-            rollout.clip(shared_exit(seed, step * clips + i, len(self.schedule)), size, OVERLAP, grad=False)
-        # the steps of a clip share an exit, and so do the processes
-        exit = shared_exit(seed, step * clips + clips - 1, len(self.schedule))
+        for _ in range(chosen - 1):  # what is remembered is what inference would remember
+            rollout.clip(len(self.schedule) - 1, size, OVERLAP, grad=False)
+        exit = shared_exit(seed, step, len(self.schedule))
         return rollout.clip(exit, size, OVERLAP, grad=grad, reencode=self.reencode), text
 
     def sample(self, run: Run) -> Image.Image | None:

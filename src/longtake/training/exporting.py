@@ -56,7 +56,7 @@ def export(
     shutil.rmtree(part, ignore_errors=True)
     try:
         with torch.no_grad():
-            _write(dict(run.stage.outputs(run)), part, dtype, shard_size, config)
+            _write(dict(run.stage.outputs(run)), part, dtype, shard_size, config, name)
         if out.exists():
             shutil.rmtree(out)
         part.replace(out)
@@ -74,7 +74,9 @@ def _chosen(folder: Path, stage: str | None) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"{folder} has no checkpoint of {stage or 'any stage'}: there is nothing to export.")
 
 
-def _write(parts: dict[str, Any], folder: Path, dtype: torch.dtype, shard_size: str, config: Config) -> None:
+def _write(
+    parts: dict[str, Any], folder: Path, dtype: torch.dtype, shard_size: str, config: Config, stage: str
+) -> None:
     if not parts:
         raise ValueError("This stage has nothing that can be exported.")
     for part in parts.values():
@@ -86,7 +88,7 @@ def _write(parts: dict[str, Any], folder: Path, dtype: torch.dtype, shard_size: 
         model, spatial = config.model, parts["vae"].config.scale_factor_spatial
         pipe = LongTakePipeline(
             **parts,
-            denoising_steps=config.dmd.timesteps,
+            denoising_steps=getattr(config.stage(stage), "timesteps", config.dmd.timesteps),
             chunk_frames=model.chunk,
             default_size=(model.height * spatial, model.width * spatial),
         )

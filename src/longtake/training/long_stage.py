@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtake.memory.registry import parse_memory
 from longtake.training.dmd_stage import DmdStage
 from longtake.training.run import Run
 from longtake.training.sections import Long
@@ -34,10 +33,9 @@ class LongStage(DmdStage):
 
     def check_config(self) -> None:
         long = self.settings
-        for memory in long.memories:
-            parse_memory(memory).capacity(self.config.model.chunk)
+        self._check_memories()
         new, chunk = long.clip_frames - long.overlap, self.config.model.chunk
-        if new % chunk or (long.frames - long.clip_frames) % new:
+        if new % chunk or long.frames < long.clip_frames or (long.frames - long.clip_frames) % new:
             example = long.clip_frames + 3 * max(new, 1)
             raise ValueError(
                 f"long.clip_frames less long.overlap must be a multiple of {chunk}, and long.frames be clip_frames and "
@@ -51,7 +49,6 @@ class LongStage(DmdStage):
             self._restore(run)
         rollout, began = self._takes_now.get(part, (None, step))
         clips = 1 + (long.frames - long.clip_frames) // (long.clip_frames - long.overlap)
-        # rollouts of different parts end at different steps, so that a step sees early and late clips
         if rollout is None or step - began >= clips:
             began = step
             rollout = self.rollout(run, step, samples, self._text(run, began, samples, 0))

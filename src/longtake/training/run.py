@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class Run:
         progress: Callable[[int, float, Mapping[str, float]], object] = lambda step, share, values: None,
     ) -> None:
         self.stage, self.config, self.folder, self.world = stage, config, folder, world or World()
+        if not stage.splits:
+            self.world = replace(self.world, fsdp=False)
         self.name, self.settings = stage.name, config.stage(stage.name)
         self.step, self.minutes, self.for_export = 0, 0.0, for_export
         self.networks: dict[str, Network] = {}
@@ -110,7 +113,7 @@ class Run:
         return self._placed(module.requires_grad_(False).eval())
 
     def _placed(self, module: nn.Module) -> nn.Module:
-        if self.config.run.compile:
+        if self.config.run.compile and self.stage.compiles:
             _call(module, "compile_repeated_blocks")
         return self.world.place(module, self.dtype if self.dtype != torch.float32 else None)
 
@@ -128,9 +131,10 @@ class Run:
         if saved is None:
             there = ", ".join(state["networks"])
             raise ValueError(f"The stage {stage!r} has no network {network!r}; it has {there}.")
+        adapters = any(".lora_" in name for name in saved["weights"])  # then nothing else was trained, or saved
         load_weights(
             f"{network} of {stage}",
-            {n: p for n, p in into.named_parameters() if n in saved["weights"]},
+            {n: p for n, p in into.named_parameters() if not adapters or n in saved["weights"]},
             saved["average"] or saved["weights"],
         )
 

@@ -49,10 +49,14 @@ class Stage(ABC):
     Class attributes:
         name: of its section in the configuration, its checkpoints and logs.
         title: one line for ``longtake train --list``.
+        splits: whether its networks can be split between processes (FSDP2): what is run is their ``forward``.
+        compiles: whether compiling its blocks pays: they are always run in the same way.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    splits: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -32,6 +32,7 @@ class TeacherStage(Stage):
 
     name = "teacher"
     title = "a bidirectional model by flow matching over whole clips"
+    compiles = True
 
     def needs(self) -> tuple[str, ...]:
         return self.config.parts_trained
@@ -104,7 +105,7 @@ def outputs_of(run: Run, config: Config, network: Network) -> Mapping[str, Any]:
     network.module.load_state_dict(weights)
     made: dict[str, Any] = {
         "transformer": without_lora(network.module),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=config.teacher.shift),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=getattr(config.stage(run.name), "shift", 5.0)),
     }
     if config.data.source == "world" and config.model.text == "stage":
         from longtake.training.text_stage import trained_text

@@ -7,7 +7,6 @@ clip a sample gets follows from its number alone: any number of processes, and a
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -17,7 +16,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from longtake.pocket.model import build_vae
-from longtake.pocket.world import Scenes, caption, change, render, sample_scenes
+from longtake.pocket.world import Rendered, Scenes, caption, change, render, sample_scenes
 from longtake.training.clip_vae import decode_clip, encode_clip
 from longtake.training.config import Config
 from longtake.training.keyed import generator
@@ -40,7 +39,7 @@ def scene_of(number: int, level: str) -> Scenes:
 
 
 class Shelf(Generic[_Item]):
-    """Keeps what was made last.
+    """Keeps what has the highest numbers.
 
     Args:
         make: makes an item of its number.
@@ -49,15 +48,14 @@ class Shelf(Generic[_Item]):
 
     def __init__(self, make: Callable[[int], _Item], size: int) -> None:
         self._make, self._size = make, size
-        self._kept: OrderedDict[int, _Item] = OrderedDict()
+        self._kept: dict[int, _Item] = {}
 
     def __getitem__(self, number: int) -> _Item:
         if number in self._kept:
-            self._kept.move_to_end(number)
             return self._kept[number]
         made = self._kept[number] = self._make(number)
         while len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+            del self._kept[min(self._kept)]  # numbers only rise: the smallest is the first that nobody asks for again
         return made
 
 
@@ -134,13 +132,19 @@ class WorldClips:
 
     def _render(self, number: int, start: int) -> tuple[Tensor, Tensor]:
         times = torch.arange(start, start + self.frames)
-        made = render(scene_of(number, self.level), times, self.size, self.device)
+        made = painted(scene_of(number, self.level), times, self.size, self.device)
         cover = made.masks.sum(2, keepdim=True).clamp(max=1)
         return (255 * made.video[0]).round().to(torch.uint8), (255 * cover[0]).round().to(torch.uint8)
 
     def sample(self, sample: int) -> WorldClip:
         """The clip of a sample of the run."""
         return self._shelf[clip_number(sample, *self._place)]
+
+
+def painted(scene: Scenes, times: Tensor, size: tuple[int, int], device: torch.device) -> Rendered:
+    """Renders in float32, also within autocast."""
+    with torch.autocast(device.type, enabled=False):
+        return render(scene, times, size, device)
 
 
 def middles(cover: Tensor) -> Tensor:
@@ -238,7 +242,7 @@ class WorldSource(ClipSource):
             found = encode_clip(self.vae, video.to(self.device).transpose(0, 1)[None] * 2 - 1)[0]
         return (found[0].transpose(0, 1).float().cpu() - self.mean) / self.std
 
-    def take(self, scenes: Sequence[Scenes], ends: Sequence[int], start: int | None) -> Tensor:
+    def take(self, scenes: Sequence[Scenes], ends: Sequence[int], start: int | None, opening: int = 0) -> Tensor:
         """Latents [frames, channels, h, w] of a take that shows one scene after the other.
 
         Args:
@@ -246,21 +250,25 @@ class WorldSource(ClipSource):
             ends: the latent frame at which each ends; the last is all frames.
             start: None for the beginning of a take, else the frame of the world at which its first latent begins, with
                 what the encoder saw before.
+            opening: for the beginning of a take, the frame of the world that it begins with.
         """
         before = 0 if start is None else self.warm
         frames = 1 + FRAMES * (before + ends[-1] - 1)
-        first = 0 if start is None else start - 1 - FRAMES * (before - 1)
+        first = opening if start is None else start - 1 - FRAMES * (before - 1)
         times = first + torch.arange(frames)
         parts, begin = [], 0
         for scene, end in zip(scenes, ends, strict=True):
             stop = 1 + FRAMES * (before + end - 1)
-            parts.append(render(scene, times[begin:stop], world_size(self.config), self.device).video[0])
+            parts.append(painted(scene, times[begin:stop], world_size(self.config), self.device).video[0])
             begin = stop
         return self.encode(torch.cat(parts))[before:]
 
     def _latents(self, number: int) -> tuple[Tensor, Scenes]:
         scene = scene_of(number, self.config.data.level)
-        return self.take([scene], [self.frames], None).to(torch.bfloat16), scene
+        # Half of the clips begin with the scene, half anywhere in its first hour: long takes show all of what it does.
+        anywhere, at = torch.rand(2, generator=generator(0, "opening", number)).tolist()
+        opening = int(at * _LATEST) if anywhere < 0.5 else 0
+        return self.take([scene], [self.frames], None, opening).to(torch.bfloat16), scene
 
     def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, list[str]]:
         latents, captions = [], []
