@@ -403,6 +403,23 @@ def test_a_stream_goes_on_over_iterations(policy: MemoryPolicy, memory_grad: str
     assert stream.index == 19 and stream._past.shape[2] == 21
 
 
+@POLICIES
+def test_what_is_remembered_may_be_smaller_than_the_weights(policy: MemoryPolicy) -> None:
+    """Weights in float32 and a memory in bfloat16, under autocast: half the bytes, nearly the same video, gradients."""
+    model = build()
+    made = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        take = rollout(model, policy, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            clip = take.clip(3, 18)
+        assert clip.frames.dtype == torch.float32
+        made[dtype] = take.memory.nbytes, clip.frames.detach(), gradients(model, judged(clip))
+    (large, frames, grads), (small, others, found) = made[torch.float32], made[torch.bfloat16]
+    assert small < 0.54 * large  # ids and positions are as large as before
+    assert 0 < (others - frames).abs().mean() < 0.1 * frames.abs().mean()
+    assert closest(found, grads) < 0.2
+
+
 def test_new_weights_are_seen_by_the_next_clip() -> None:
     """The keys of the prompt are cached within a clip; after an optimizer's step they must be computed anew."""
     model = build()

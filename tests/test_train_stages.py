@@ -10,10 +10,12 @@ from diffusers import WanTransformer3DModel
 from longtake.pocket.world import caption, render
 from longtake.pocket.world.words import MAX_WORDS, split_words
 from longtake.training.autoencoder_stage import _corner
+from longtake.training.causal_stage import few_step_takes
 from longtake.training.clip_vae import encode_clip
 from longtake.training.config import CONFIGS, Config, load_config
 from longtake.training.exporting import export
 from longtake.training.keyed import generator
+from longtake.training.models import text_embedder, trained_transformer
 from longtake.training.registry import make_stage, stage_names
 from longtake.training.run import Run
 from longtake.training.text_stage import ATTRIBUTES, TEXT_TOKENS, captioned, world_tokenizer
@@ -233,6 +235,20 @@ def test_parts_of_a_batch_change_nothing(stage: str, begun: Path, tmp_path: Path
     name = "rebuilt" if stage == "autoencoder" else "consistency"
     rows = [column(folder, name, stage) for folder in folders]
     assert rows[1] == pytest.approx(rows[0], abs=1e-4) and rows[2] == pytest.approx(rows[0], abs=1e-4)
+
+
+def test_takes_are_the_same_however_many_are_made_at_once(tmp_path: Path) -> None:
+    made = []
+    for batch in (1, 2, 4):
+        settings = config(f"run.batch={batch}")
+        run = Run(make_stage("causal", settings), settings, tmp_path)
+        torch.manual_seed(0)
+        module = trained_transformer(settings.model).requires_grad_(False)
+        torch.nn.init.normal_(module.proj_out.weight, std=0.1)
+        words = text_embedder(settings, run)
+        made.append(few_step_takes(run, settings, module, words, ["red", "blue", "green"], "memrope", frames=18))
+    assert made[0].shape[:2] == (3, 18) and made[0].std() > 0.1
+    assert torch.allclose(made[0], made[1], atol=1e-5) and torch.allclose(made[0], made[2], atol=1e-5)
 
 
 # The world as data

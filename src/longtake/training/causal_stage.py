@@ -217,19 +217,24 @@ def few_step_takes(
     timesteps: Sequence[float] = TIMESTEPS,
     shift: float = 5.0,
 ) -> Tensor:
-    """Takes by few-step sampling through a memory, as inference does it: latents ``[n, frames, channels, h, w]``."""
-    model = config.model
-    rollout = Rollout(
-        module,
-        parse_memory(memory),
-        FewStepSchedule.from_steps(tuple(timesteps), shift),
-        text(captions, run.device),
-        list(range(len(captions))),
-        model.height,
-        model.width,
-        chunk=model.chunk,
-        functional=False,
-    )
-    with run.autocast():
-        made = rollout.clip(len(timesteps) - 1, frames, 0, grad=False).frames
-    return made.transpose(1, 2)
+    """Takes by few-step sampling through a memory, as inference does it: latents ``[n, frames, channels, h, w]``.
+
+    As many at once as a process has samples: what they remember is the most of what they need.
+    """
+    model, made = config.model, []
+    for seeds in torch.arange(len(captions)).split(len(run.samples(0))):
+        rollout = Rollout(
+            module,
+            parse_memory(memory),
+            FewStepSchedule.from_steps(tuple(timesteps), shift),
+            text([captions[i] for i in seeds], run.device),
+            seeds.tolist(),
+            model.height,
+            model.width,
+            chunk=model.chunk,
+            functional=False,
+            dtype=run.dtype,
+        )
+        with run.autocast():
+            made.append(rollout.clip(len(timesteps) - 1, frames, 0, grad=False).frames)
+    return torch.cat(made).transpose(1, 2)

@@ -150,6 +150,7 @@ class DmdStage(Stage):
             grad_chunks=self.settings.gradient_chunks,
             functional=functional,
             keep=max(model.frames, self.config.long.clip_frames),
+            dtype=run.dtype,
         )
 
     def make(self, run: Run, step: int, samples: range, grad: bool) -> tuple[Clip, Tensor]:

@@ -38,12 +38,15 @@ class ListedPrompts(Prompts):
 
     def __init__(self, prompts: Sequence[str], held_out: Sequence[str], seed: int) -> None:
         self._prompts, self._held, self._seed = list(prompts), list(held_out), seed
+        self._order: tuple[int, list[int]] = (-1, [])
 
     def captions(self, samples: Sequence[int]) -> list[str]:
         count, found = len(self._prompts), []
         for sample in samples:
             epoch, place = divmod(sample, count)
-            found.append(self._prompts[int(shuffled(self._seed, epoch, count)[place])])
+            if epoch != self._order[0]:  # an order of a million prompts is not made for every one of them
+                self._order = epoch, shuffled(self._seed, epoch, count).tolist()
+            found.append(self._prompts[self._order[1][place]])
         return found
 
     def held_out(self) -> list[str]:

@@ -108,6 +108,8 @@ class Rollout:
         functional: whether the memory is one for gradients. Without them, one that writes in place is faster and
             gives the bits of inference.
         keep: latent frames of the past that are kept for overlaps and ``reencode``; constant.
+        dtype: of what is remembered; the transformer's unless given. Under autocast, that of autocast is what
+            inference will have, at half the bytes.
 
     Attributes:
         memory: what is remembered.
@@ -132,6 +134,7 @@ class Rollout:
         grad_chunks: int | None = None,
         functional: bool = True,
         keep: int = 21,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if memory_grad not in MEMORY_GRADS:
             raise ValueError(f"memory_grad is one of {', '.join(MEMORY_GRADS)}, not {memory_grad!r}.")
@@ -144,8 +147,9 @@ class Rollout:
         self.transformer, self.schedule, self.seeds = transformer, schedule, list(seeds)
         self.chunk, self.memory_grad, self.grad_chunks, self.keep = chunk, memory_grad, grad_chunks, keep
         self.memory = memory_for(
-            transformer, policy, height, width, batch=len(self.seeds), chunk=chunk, functional=functional
+            transformer, policy, height, width, batch=len(self.seeds), chunk=chunk, functional=functional, dtype=dtype
         )
+        self._dtype = next(transformer.parameters()).dtype
         self.shape = (1, transformer.config.in_channels, chunk, height, width)
         self.text = self._fitting(text)
         self.index = 0
@@ -300,11 +304,11 @@ class Rollout:
             self._forward(latents if grad else latents.detach(), -1)
 
     def _noise(self, step: int) -> Tensor:
-        device, dtype = self.memory.device, torch.promote_types(self.memory.dtype, torch.float32)
+        device, dtype = self.memory.device, torch.promote_types(self._dtype, torch.float32)
         return torch.cat([chunk_noise(seed, self.index, step, self.shape, device, dtype) for seed in self.seeds])
 
     def _forward(self, x: Tensor, step: int) -> Tensor:
-        dtype = self.memory.dtype
+        dtype = self._dtype
         t = self._times[step].expand(len(self.seeds))
         with attending(self.transformer, self.memory):
             flow: Tensor = self.transformer(x.to(dtype), t, self.text.to(dtype), return_dict=False)[0]
