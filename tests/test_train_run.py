@@ -58,9 +58,17 @@ def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
         assert float(before) > 1
 
 
-@pytest.mark.parametrize("changes", [("teacher.steps=4",), ("teacher.steps=4", "run.checkpointing=true")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("teacher.steps=4",),
+        ("teacher.steps=4", "run.checkpointing=true"),
+        ("teacher.steps=4", "teacher.opening_share=0.5", "teacher.opening_batch=3"),
+    ],
+)
 def test_parts_and_checkpointing_change_nothing_of_the_teacher(tmp_path: Path, changes: tuple[str, ...]) -> None:
-    one = train(TeacherStage(tiny("teacher.steps=4")), tmp_path / "one")
+    plain = [change for change in changes if not change.startswith("run.")]
+    one = train(TeacherStage(tiny(*plain)), tmp_path / "one")
     two = train(TeacherStage(tiny(*changes, "run.accumulate=2")), tmp_path / "two")
     assert column(tmp_path / "two", "flow") == pytest.approx(column(tmp_path / "one", "flow"), rel=1e-5)
     for name, weight in one.networks["transformer"].parameters.items():
@@ -311,6 +319,25 @@ def test_a_batch_that_processes_cannot_share_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"run.batch is 4, and 3 processes .* need a multiple of 3: try 3"):
         check_world(load_config("tiny"), "teacher", 3)
+
+
+def test_the_teacher_begins_with_first_chunks(tmp_path: Path) -> None:
+    """... of more clips than a step has samples, and goes on with whole clips when their share is spent."""
+    changes = ("teacher.steps=4", "teacher.opening_share=0.5", "teacher.opening_batch=3")
+    stage = TeacherStage(tiny(*changes))
+    run = Run(stage, stage.config, tmp_path)
+    run.open()
+    seen = []
+    for step in range(4):
+        run.step = step
+        for part in run.parts(step):
+            numbers, clean, captions = stage._batch(run, part)
+            assert len(numbers) == len(clean) == len(captions)
+            seen.append((list(numbers), clean.shape[1]))
+    batch, model = run.batch, stage.config.model
+    assert [n for n, _ in seen[:2]] == [list(range(3 * batch)), list(range(3 * batch, 6 * batch))]
+    assert [n for n, _ in seen[2:]] == [list(range(2 * batch, 3 * batch)), list(range(3 * batch, 4 * batch))]
+    assert [frames for _, frames in seen] == [model.chunk] * 2 + [model.frames] * 2
 
 
 def test_fifty_steps_lower_the_loss_of_the_teacher(tmp_path: Path) -> None:

@@ -144,6 +144,10 @@ class Teacher(StageSection):
     shift: float = setting(5.0, "Of the noise levels towards the noisy end.", above=0, most=100)
     guidance: float = setting(3.0, "Classifier-free guidance of samples.", least=0, most=100)
     sample_steps: int = setting(30, "Euler steps of samples.", least=1, most=1000)
+    opening_share: float = setting(
+        0.0, "Share of the budget, at its beginning, for first chunks alone: pictures before films.", least=0, most=1
+    )
+    opening_batch: int = setting(8, "First chunks per sample then.", least=1, most=4096)
 
 
 @dataclass(frozen=True)

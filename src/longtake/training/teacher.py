@@ -16,7 +16,7 @@ from longtake.training.config import Config
 from longtake.training.models import text_embedder, trained_transformer, without_lora
 from longtake.training.network import Network
 from longtake.training.run import Run
-from longtake.training.sources import make_source
+from longtake.training.sources import ClipSource, make_source
 from longtake.training.stage import Figure, Stage
 
 LEVELS = (0.3, 0.6, 0.9)
@@ -28,6 +28,9 @@ class TeacherStage(Stage):
 
     With clean latents x, noise e and a level s the input is (1 - s) x + s e at timestep 1000 s, and the target e - x.
     s = shift u / (1 + (shift - 1) u) with u uniform. A share of the captions is left out, so that guidance is possible.
+
+    A share of the budget may go to the clips' first chunks alone, as Wan begins with pictures: many more scenes and
+    captions are seen for the same work.
     """
 
     name = "teacher"
@@ -46,12 +49,33 @@ class TeacherStage(Stage):
         if not run.for_export:
             self.source = make_source(self.config, run)
             self.text = text_embedder(self.config, run)
+            self.openings = self._openings(run)
         self.network = run.network("transformer", trained_transformer(self.config.model))
+
+    def _openings(self, run: Run) -> ClipSource | None:
+        """Clips of one chunk, where a source can make such."""
+        if self.config.teacher.opening_share and self.config.data.source == "world":
+            from longtake.training.worlddata import WorldSource
+
+            assert isinstance(self.source, WorldSource)
+            batch = run.batch * self.config.teacher.opening_batch
+            return WorldSource(self.source.vae, self.config, self.config.model.chunk, batch)
+        return None
+
+    def _batch(self, run: Run, samples: range) -> tuple[range, Tensor, list[str]]:
+        """What a part of a step is trained on: numbers, clean latents and captions."""
+        settings, source = self.config.teacher, self.source
+        if run.share >= settings.opening_share:
+            return samples, *source.batch(run.clips(samples, source.count), run.device)
+        numbers = range(samples.start * settings.opening_batch, samples.stop * settings.opening_batch)
+        source = self.openings or source
+        clean, captions = source.batch(run.clips(numbers, source.count), run.device)
+        return numbers, clean[:, : self.config.model.chunk], captions
 
     def step(self, run: Run, step: int) -> Mapping[str, Tensor]:
         total = torch.zeros((), device=run.device)
-        for samples in run.parts(step):
-            clean, captions = self.source.batch(run.clips(samples, self.source.count), run.device)
+        for part in run.parts(step):
+            samples, clean, captions = self._batch(run, part)
             sigma, kept, noise = draw(run, self.config, step, samples, clean.shape[1:])
             text = self.text([c if keep else "" for c, keep in zip(captions, kept, strict=True)], run.device)
             with run.autocast():
