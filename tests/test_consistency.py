@@ -10,7 +10,8 @@ from torch import Tensor
 
 from longtake.training.causal import causal_layout, plan_for
 from longtake.training.consistency import consistency_loss, discretise, ode_loss, ode_pairs, ode_step, solve
-from longtake.training.velocity import Velocity, bidirectional, clean_from, guided, mixed, teacher_forced, to_chunks
+from longtake.training.flow import noised, x0_from_flow
+from longtake.training.velocity import Velocity, bidirectional, guided, teacher_forced, to_chunks
 from tests.helpers_causal import HEIGHT, WIDTH, model
 from tests.helpers_training import draw
 
@@ -111,8 +112,8 @@ def error_of(student: Velocity, levels: Tensor) -> float:
     with torch.no_grad():
         for level in levels.tolist():
             sigma = torch.full((512,), level)
-            x = mixed(clean, noise, sigma)
-            jump = clean_from(x, student(x, sigma), sigma)
+            x = noised(clean, noise, sigma)
+            jump = x0_from_flow(x, student(x, sigma), sigma)
             distance = (jump - flow_map(x, sigma, torch.zeros(512))).square().mean().sqrt()
             worst = max(worst, float(distance))
     return worst
@@ -158,7 +159,7 @@ def test_the_exact_flow_map_has_no_consistency_loss() -> None:
     (gradient,) = torch.autograd.grad(
         consistency_loss(exact, exact, gaussian, clean, noise, index * 0, torch.tensor([0.8, 0.0]), "euler"), factor
     )
-    x = mixed(clean, noise, torch.full((100,), 0.8))
+    x = noised(clean, noise, torch.full((100,), 0.8))
     jump = flow_map(x, torch.full((100,), 0.8), torch.zeros(100))
     target = x - 0.8 * gaussian(x, torch.full((100,), 0.8))  # at level 0 the state itself
     by_hand = (2 * (jump - target) * (jump - x)).mean()

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from longtake.sampling import warp
-from longtake.training.velocity import Velocity, clean_from, mixed, spread
+from longtake.training.flow import noised, spread, x0_from_flow
+from longtake.training.velocity import Velocity
 
 SOLVERS = ("euler", "heun")
 
@@ -69,7 +70,7 @@ def ode_step(velocity: Velocity, x: Tensor, sigma: Tensor, lower: Tensor, solver
         return there
     # a level of 0 is never asked for: the answer would not be used, so any other level does
     second = velocity(there, torch.where(lower > 0, lower, sigma))
-    return torch.where(spread(lower > 0, x), x + step * 0.5 * (slope + second), there)
+    return torch.where(spread(lower, x) > 0, x + step * 0.5 * (slope + second), there)
 
 
 @torch.no_grad()
@@ -148,7 +149,7 @@ def ode_loss(student: Velocity, pairs: OdePairs, index: Tensor, weights: Tensor 
     """
     x = pairs.states[index, torch.arange(len(index), device=index.device)]
     sigma = pairs.levels.to(x.device)[index]
-    error = (clean_from(x, student(x, sigma), sigma) - pairs.ends).square().flatten(1).mean(1)
+    error = (x0_from_flow(x, student(x, sigma), sigma) - pairs.ends).square().flatten(1).mean(1)
     return error.mean() if weights is None else (error * weights).sum()
 
 
@@ -188,11 +189,11 @@ def consistency_loss(
         raise ValueError("sigmas must fall strictly, to 0.")
     levels = sigmas.to(clean.device)
     sigma, lower = levels[index], levels[index + 1]
-    x = mixed(clean, noise, sigma)
+    x = noised(clean, noise, sigma)
     with torch.no_grad():
         further = ode_step(teacher, x, sigma, lower, solver)
-        target = clean_from(further, average(further, lower), lower)
-    difference = (clean_from(x, student(x, sigma), sigma) - target).flatten(1)
+        target = x0_from_flow(further, average(further, lower), lower)
+    difference = (x0_from_flow(x, student(x, sigma), sigma) - target).flatten(1)
     error = difference.square().mean(1)
     if huber is not None:
         error = (difference.square().sum(1) + huber**2).sqrt() - huber

@@ -16,8 +16,9 @@ from longtake.memory.policy import MemoryPolicy
 from longtake.memory.registry import parse_memory
 from longtake.sampling import warp
 from longtake.training.causal import FORCINGS, Layout, causal_layout, plan_for
+from longtake.training.flow import noised, x0_from_flow
 from longtake.training.sequence import Plan
-from longtake.training.velocity import Velocity, causal_flows, clean_from, mixed, to_chunks
+from longtake.training.velocity import Velocity, causal_flows, to_chunks
 from longtake.transfer import send
 
 PLAIN = "causal"
@@ -250,7 +251,7 @@ def student_losses(
         transformer,
         layout,
         _clean_inputs(layout, latents, drawn, target),
-        mixed(target, noise, sigma),
+        noised(target, noise, sigma),
         sigma,
         batch.text if first is None else torch.cat([batch.text, first.text]),
         [rows[s][c] for s, c in layout.elements],
@@ -325,8 +326,8 @@ def student_against_teacher(
     found: dict[str, dict[str, float]] = {}
     for level in levels:
         sigma = torch.full((len(clean),), level, device=clean.device)
-        x = mixed(clean, noise, sigma)
-        ours, theirs = (clean_from(x, velocity(x, sigma), sigma) for velocity in (student, teacher))
+        x = noised(clean, noise, sigma)
+        ours, theirs = (x0_from_flow(x, velocity(x, sigma), sigma) for velocity in (student, teacher))
         row: dict[str, float] = {}
         for name, pair in (("student", (ours, clean)), ("teacher", (theirs, clean)), ("between", (ours, theirs))):
             error = (pair[0] - pair[1]).square().flatten(1).mean(1)

@@ -20,22 +20,6 @@ from longtake.training.causal_attention import attending_causal
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
-def spread(sigma: Tensor, x: Tensor) -> Tensor:
-    """``sigma`` with dimensions of size one behind, to multiply ``x`` with."""
-    return sigma.view(*sigma.shape, *[1] * (x.ndim - sigma.ndim))
-
-
-def mixed(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The noisy latents of a level."""
-    s = spread(sigma, clean)
-    return (1 - s) * clean + s * noise
-
-
-def clean_from(x: Tensor, flow: Tensor, sigma: Tensor) -> Tensor:
-    """The clean latents that a flow predicts: x - sigma * flow. At sigma = 0 that is x, whatever the flow."""
-    return x - spread(sigma, x) * flow
-
-
 def to_chunks(latents: Tensor, chunk: int) -> Tensor:
     """``[batch, frames, channels, h, w]`` as chunks ``[batch, chunks, channels, chunk, h, w]``.
 
