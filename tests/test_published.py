@@ -176,7 +176,10 @@ Change = Callable[[dict[str, Tensor]], Any]
         (lambda w: w.update({"head.head.bias": torch.zeros(16).to_sparse()}), "no weights: head.head.bias"),
         (lambda w: w.update({"model.head.head.bias": torch.zeros(16)}), "head.head.bias twice"),
         (lambda w: w.update({"note": "hello"}), "no weights: note"),
-        (lambda w: w.update({"query_memory_encoder.query_init": torch.zeros(1)}), "memory of Echo-Infinity"),
+        (
+            lambda w: [w.clear(), w.update({"query_memory_encoder.query_init": torch.zeros(1)})],
+            "is a learned memory and not a model",
+        ),
         (lambda w: w.update({"img_emb.proj.0.weight": torch.zeros(1)}), "only text-to-video"),
         (lambda w: w.update({"patch_embedding.weight": torch.zeros(24, 36, 1, 2, 2)}), "takes 36 channels and gives 4"),
         (lambda w: w.update({"vace_blocks.0.x": torch.zeros(1)}), "VACE"),
