@@ -199,7 +199,7 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     signature, now = kept.get("signature"), facts.signature()
     if None not in (signature, now) and signature != now:
         raise ValueError(other_model(request.out, facts, kept))
-    memory = request.memory or data.get("policy", facts.memory)
+    memory = request.memory or data.get("policy") or _default_memory(request, facts)
     policy = parse_memory(memory, facts.chunk)
     if found is not None and policy != parse_memory(data["policy"], facts.chunk):
         agreed("--memory", request.memory, data["policy"], None)
@@ -267,6 +267,14 @@ def asked_for(request: Request, kept: Mapping[str, Any]) -> Choice:
             memory=request.memory_weights or old.memory,
         )
     return Choice(request.model, request.components, loras, memory=request.memory_weights)
+
+
+def _default_memory(request: Request, facts: ModelFacts) -> str:
+    """The model's; a learned one, where weights of one were given."""
+    if request.memory_weights is None or parse_memory(facts.memory, facts.chunk).learned:
+        return facts.memory
+    saved = facts.saved_memory
+    return Echo().spec() if saved is None else Echo(frames=saved["config"]["frames"]).spec()
 
 
 def check_memory(plan: Plan) -> None:
