@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 
-from longtake.memory import MEMORIES
+from longtake.memory import MEMORIES, MemoryEncoder
 from longtake.pipeline import LongTakePipeline, LongTakePipelineOutput
 from longtake.pocket.model import build_text_encoder, build_tokenizer
 from longtake.take import Chunk, Take
@@ -26,6 +26,8 @@ ALL_MEMORIES = [
     "memrope:recent=2,adaptive=true,short=0.4",
     "memrope:ids=absolute,first_eviction=released",
     "sliding:window=7,sink=2,ids=relative",
+    "sliding:window=12,sink=3,ids=unified",
+    "echo:past=4,update=after_first_forward,prior=true",
 ]
 
 
@@ -79,7 +81,26 @@ def build(
         **{"default_size": (32, 48), "fps": FPS, **config},
     )
     pipe.set_progress_bar_config(disable=True)
+    pipe.memory_encoder = random_memory(heads, head_dim, num_layers=layers)
     return pipe
+
+
+def random_memory(
+    heads: int, head_dim: int, grid: tuple[int, int] | int = (2, 3), seed: int = 0, **config: Any
+) -> MemoryEncoder:
+    """A learned memory of random weights, called trained, whose state is as large as keys and values are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = MemoryEncoder(heads, head_dim, grid=grid, **config)
+        for name, p in encoder.named_parameters():
+            if name.startswith("query_init"):
+                p.data.div_(0.014)
+            elif p.ndim == 2:
+                p.data.mul_(2)
+            elif "norm" in name:
+                torch.nn.init.uniform_(p, 0.5, 1.5)
+    encoder.trained = True
+    return encoder.eval().requires_grad_(False)
 
 
 @cache

@@ -23,7 +23,8 @@ from longtake.attention import attending, memory_for
 from longtake.decode import StreamingDecoder
 from longtake.facts import ModelFacts
 from longtake.fit import Fit
-from longtake.memory import MemoryPolicy, parse_memory
+from longtake.memory import MemoryEncoder, MemoryPolicy, parse_memory
+from longtake.memory.policy import LEARNED
 from longtake.memory.split import SplitMemory
 from longtake.placement import ALLOWANCE, place
 from longtake.plan import format_bytes
@@ -138,13 +139,19 @@ def simulate(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = hollow(lambda: WanTransformer3DModel(**transformer), kind)
         decoder = StreamingDecoder(hollow(lambda: AutoencoderKLWan(**vae), kind))
-        live = Live()
+        live, frames, encoder = Live(), getattr(policy, "frames", 0), None
+        if policy.learned:
+            shape = (model.config.num_attention_heads, model.config.attention_head_dim)
+            grid = (height // 2, width // 2)
+            encoder = hollow(lambda: MemoryEncoder(*shape, frames=frames, grid=grid), kind)
+            assert sizes.encoder_numbers(policy, *shape, grid[0] * grid[1]) == count(encoder)
         with live:
-            memory = memory_for(model, policy, height, width, dtype=kind)
+            memory = memory_for(model, policy, height, width, dtype=kind, encoder=encoder)
             assert not isinstance(memory, SplitMemory)
             text, time = torch.empty(1, 512, model.config.text_dim, dtype=kind), torch.empty(1)
             x = torch.empty(1, model.config.in_channels, 3, height, width, dtype=kind)
-            memory.tags, memory.frame = [*range(memory.capacity)], memory.capacity  # full
+            memory.frame = memory.capacity - frames  # full
+            memory.tags = [*range(memory.frame), *(LEARNED - i for i in range(frames))]
             memory.begin_chunk()
             with attending(model, memory), memory.recording():
                 model(x, time, text, return_dict=False)
@@ -160,6 +167,7 @@ RUNS = [
     ("1.3B", "wan", "memrope", (480, 832), "bfloat16"),
     ("1.3B", "wan", "memrope:pooling=position", (832, 480), "float32"),
     ("1.3B", "wan", "longlive", (240, 416), "bfloat16"),
+    ("1.3B", "wan", "echo", (480, 832), "bfloat16"),
     ("14B", "wan", "memrope:adaptive=true", (480, 832), "bfloat16"),
     ("14B", "wan", "infinity-rope", (720, 1280), "float32"),
 ]

@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 from longtake.checkpoints import registry
 from longtake.checkpoints.registry import BaseInfo, HubFile, ModelInfo, bases, find_info, load_registry
-from longtake.memory import parse_memory
+from longtake.memory import MemoryEncoder, parse_memory
 
-BUILT_IN = ["pocket", "self-forcing", "longlive", "causal-forcing", "krea-realtime"]
+BUILT_IN = ["pocket", "self-forcing", "longlive", "causal-forcing", "krea-realtime", "echo-infinity"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,17 @@ def test_built_in() -> None:
         assert info.denoising_steps == (1000, 750, 500, 250) and info.shift == 5 and info.chunk == 3
         assert (info.folder is None) == (info.base is not None)
         for file in info.hub_files:
-            assert file.pinned and not file.is_folder
+            # Of Echo-Infinity's repository the commits are not known where this list is kept.
+            assert file.pinned == (info.name != "echo-infinity") and not file.is_folder
             assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
     assert {name: info.key for name, info in models.items() if info.key} == {
         "self-forcing": "generator_ema",
         "longlive": "generator",
         "causal-forcing": "generator",
+        "echo-infinity": "generator",
     }
+    echo = models["echo-infinity"]
+    assert echo.memory_weights == echo.transformer and len(echo.hub_files) == 1
     assert [(lora.key, lora.scale) for lora in models["longlive"].loras] == [("generator_lora", 1.0)]
     assert find_info("pocket").ships and not any(models[name].ships for name in BUILT_IN[1:])
     with pytest.raises(ValueError, match=r"^There is no model 'sora'; known by name are pocket, self-forcing, .*\.$"):
@@ -88,7 +92,10 @@ def test_configurations_are_of_the_files(name: str) -> None:
         assert isinstance(info.transformer, HubFile)
         width = 2 if name == "wan-14b" else 4  # Krea's file is bfloat16, the others float32
         size = info.transformer.size or info.transformer.about
-        assert size == pytest.approx(width * count["transformer"], rel=1e-3)
+        with torch.device("meta"):
+            memory = MemoryEncoder(12, 128) if info.memory_weights else torch.nn.Identity()
+        count["memory"] = sum(p.numel() for p in memory.parameters())
+        assert size == pytest.approx(width * (count["transformer"] + count["memory"]), rel=1e-3)
     for part in ("vae", "text_encoder"):
         weights = [f for f in base.files if f.path.startswith(part) and f.path.endswith(".safetensors")]
         if weights:
@@ -105,7 +112,7 @@ def test_needs_no_torch() -> None:
     )
     environment = {**os.environ, "HF_HOME": "/nowhere/at/all"}
     made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert made.stdout.strip() == "[False, True, True, True, True] False"
+    assert made.stdout.strip() == "[False, True, True, True, True, True] False"
 
 
 def test_own_file(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

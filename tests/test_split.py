@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 
 
 CASES = [(memory, "keep") for memory in ALL_MEMORIES] + [
-    (memory, change) for memory in ALL_MEMORIES[-4:] for change in ("recache", "flush", "cut")
+    (memory, change) for memory in (*ALL_MEMORIES[-6:], "echo") for change in ("recache", "flush", "cut")
 ]
 
 

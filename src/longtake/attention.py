@@ -15,7 +15,9 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
+from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.frozen import frozen
+from longtake.memory.learned import Learned
 from longtake.memory.policy import MemoryPolicy
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
@@ -146,6 +148,8 @@ def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory
     assert binding is not None
     if len(memory.prompt) != len(transformer.blocks):
         raise ValueError(f"The memory has {len(memory.prompt)} layers, the transformer {len(transformer.blocks)}.")
+    if memory.learned is not None:
+        memory.learned.catch_up()  # here, and not within a block that checkpointing would run again
     before, binding.memory = binding.memory, memory
     try:
         with _checkpointing(transformer, binding) if memory.functional else nullcontext():
@@ -198,6 +202,7 @@ def memory_for(
     functional: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    encoder: MemoryEncoder | None = None,
 ) -> Memory | SplitMemory:
     """A memory that fits a transformer: in parts, each where its layers are, if ``longtake.placement`` has split it.
 
@@ -207,9 +212,11 @@ def memory_for(
         height, width: of the latents, before patching.
         batch, chunk, functional: see ``Memory``; ``chunk`` in latent frames.
         device, dtype: the transformer's unless given; a split transformer's memory is where its layers are.
+        encoder: weights of a learned memory, for a policy that is one.
 
     Raises:
-        ValueError: if the latents cannot be cut into patches, or the policy has no room for a chunk.
+        ValueError: if the latents cannot be cut into patches, the policy has no room for a chunk, or it is learned and
+            the weights are not there, or not for this model and size.
     """
     config = transformer.config
     steps, rows, columns = config.patch_size
@@ -231,4 +238,6 @@ def memory_for(
         )
         for layers, where in groups_of(transformer) or [whole]
     ]
+    if policy.learned:
+        Learned(encoder, parts)  # which tells the parts
     return parts[0] if len(parts) == 1 else SplitMemory(parts)

@@ -80,6 +80,14 @@ def generate(
             help="What is remembered, see `longtake memories`; e.g. memrope:sink=3,recent=4. Default: the model's.",
         ),
     ] = None,
+    memory_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Weights of a learned memory (echo): a folder or file of save_memory, or a published checkpoint. "
+            "Default: the model's own, if it has any.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all noise; the same seed, the same video. Default: 0.")] = None,
     out: Annotated[
         Path | None,
@@ -180,6 +188,7 @@ def generate(
         components=components,
         loras=tuple(lora or ()),
         memory=memory,
+        memory_weights=memory_weights,
         seed=seed,
         image=image,
         continue_from=continue_from,

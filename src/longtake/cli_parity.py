@@ -9,7 +9,7 @@ from longtake.cli_progress import say, tell
 from longtake.plan import count
 from longtake.snapshot import read_header
 
-REPLAYED = ("sliding", "memrope")  # policies whose recordings `longtake.parity` takes
+REPLAYED = ("sliding", "memrope", "echo")  # policies whose recordings `longtake.parity` takes
 
 
 def refusal(path: Path) -> str | None:
@@ -52,9 +52,10 @@ def compare(files: list[Path], tolerance: float) -> int:
             code = say(f"{path}: {error}", 2)
             continue
         passed = result.max_abs_diff <= tolerance
+        states = "" if result.state_diff is None else f" (of memory states {result.state_diff:.3g})"
         tell(
             f"{path}: {result.policy}, {count(result.chunks, 'chunk')}, largest absolute difference "
-            f"{result.max_abs_diff:.3g}, {'pass' if passed else 'FAIL'}"
+            f"{result.max_abs_diff:.3g}{states}, {'pass' if passed else 'FAIL'}"
         )
         if not passed:
             code = max(code, 1)

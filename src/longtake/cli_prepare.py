@@ -19,7 +19,7 @@ from longtake.checkpoints.choice import Choice, place_of
 from longtake.checkpoints.sources import parse_lora
 from longtake.facts import ModelFacts
 from longtake.lock import is_locked, locked_by_another
-from longtake.memory import parse_memory
+from longtake.memory import Echo, parse_memory
 from longtake.placement import OFFLOADS, check_offload, parse_devices
 from longtake.plan import DTYPE_BYTES, Plan, count, default_dtype, format_bytes, format_seconds
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
@@ -44,6 +44,7 @@ class Request:
     components: Path | None = None
     loras: tuple[str, ...] = ()
     memory: str | None = None
+    memory_weights: Path | None = None
     seed: int | None = None
     image: Path | None = None
     continue_from: Path | None = None
@@ -198,7 +199,7 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     signature, now = kept.get("signature"), facts.signature()
     if None not in (signature, now) and signature != now:
         raise ValueError(other_model(request.out, facts, kept))
-    memory = request.memory or data.get("policy", facts.memory)
+    memory = request.memory or data.get("policy") or _default_memory(request, facts)
     policy = parse_memory(memory, facts.chunk)
     if found is not None and policy != parse_memory(data["policy"], facts.chunk):
         agreed("--memory", request.memory, data["policy"], None)
@@ -223,6 +224,7 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     past = "image" if request.image is not None else "video" if request.continue_from is not None else None
     likely = "bfloat16" if sys.platform == "linux" else "float32"  # where it is not known yet, there is a GPU
     plan = Plan(facts, policy, length, height, width, likely if dtype == "auto" else dtype, past)
+    check_memory(plan)
     every = parse_duration(request.every) if request.every else float(kept.get("every", default_every(plan)))
     warnings = check_words(script, facts) if request.prompt is not None else []
     kinds, before = ({name.split(":")[0] for name in names} for names in (devices, kept.get("device", "").split(",")))
@@ -255,11 +257,50 @@ def asked_for(request: Request, kept: Mapping[str, Any]) -> Choice:
     """The model that was asked for; what was not said is as it was when the video was begun."""
     old = Choice.from_dict(kept["choice"]) if "choice" in kept else Choice(str(kept.get("model", "pocket")))
     if request.choice is not None:
-        return request.choice
+        return replace(request.choice, memory=request.memory_weights or request.choice.memory)
     loras = tuple(parse_lora(text) for text in request.loras)
     if request.model is None or (kept and place_of(request.model) == old.model):
-        return replace(old, components=request.components or old.components, loras=loras or old.loras)
-    return Choice(request.model, request.components, loras)
+        return replace(
+            old,
+            components=request.components or old.components,
+            loras=loras or old.loras,
+            memory=request.memory_weights or old.memory,
+        )
+    return Choice(request.model, request.components, loras, memory=request.memory_weights)
+
+
+def _default_memory(request: Request, facts: ModelFacts) -> str:
+    """The model's; a learned one, where weights of one were given."""
+    if request.memory_weights is None or parse_memory(facts.memory, facts.chunk).learned:
+        return facts.memory
+    saved = facts.saved_memory
+    return Echo().spec() if saved is None else Echo(frames=saved["config"]["frames"]).spec()
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuses a learned memory without trained weights, or with others than it needs, as far as headers tell.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    policy, facts = plan.policy, plan.model
+    if not isinstance(policy, Echo):
+        return
+    if not facts.may_have_memory:
+        raise ValueError(
+            f"The memory {policy.name} is learned, and there are no trained weights of it for the model {facts.name}: "
+            "give some with --memory-weights, or choose another --memory."
+        )
+    saved = facts.saved_memory
+    if saved is None:
+        return
+    if not saved["trained"]:
+        raise ValueError(
+            f"The memory weights for the model {facts.name} are untrained and can make no video: "
+            "give others with --memory-weights."
+        )
+    grid = (plan.height // facts.step, plan.width // facts.step)
+    policy.check_weights(saved["config"], facts.heads, facts.head_dim, grid, facts.layers)
 
 
 def other_model(out: Path, facts: ModelFacts, kept: Mapping[str, Any]) -> str:

@@ -81,7 +81,10 @@ def examine() -> Report:
     except Exception as error:  # whatever it is, it goes into the report
         report.problems.append(f"The pocket model cannot be loaded: {' '.join(str(error).split())[:300]}")
         return report
-    for name in MEMORIES:
+    for name, info in MEMORIES.items():
+        if info.policy.learned and pipe.memory_encoder is None:
+            facts[f"test {name}"] = "none: it needs trained weights, and the pocket model has none"
+            continue
         try:
             facts[f"test {name}"] = self_test(pipe, name)
         except Exception as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from longtake.checkpoints.choice import Choice, info_for, place_of, transformer_config_of
 from longtake.checkpoints.layout import is_diffusers, is_original, original_files, read_json
+from longtake.checkpoints.memory_file import FILE, FOLDER, memory_path, saved_config
 from longtake.checkpoints.registry import ModelInfo, bases
 from longtake.checkpoints.sources import Sources
 from longtake.pocket.first import words as first_words
@@ -131,6 +132,33 @@ class ModelFacts:
     def memory(self) -> str:
         """What is remembered unless something else is asked for."""
         return self.info.memory
+
+    @property
+    def may_have_memory(self) -> bool:
+        """Whether there are, or may be, weights of a learned memory: only reading a checkpoint tells what is in it."""
+        info = self.info
+        bare = isinstance(info.transformer, Path) and not info.transformer.is_dir()
+        return info.memory_weights is not None or bool(info.loras) or bare or self._memory_file is not None
+
+    @cached_property
+    def saved_memory(self) -> dict[str, Any] | None:
+        """What the header of the memory weights says, see :func:`saved_config`; None if there are none here, or they
+        are in another format.
+
+        Raises:
+            ValueError: if they are damaged.
+        """
+        return None if self._memory_file is None else saved_config(self._memory_file)
+
+    @property
+    def _memory_file(self) -> Path | None:
+        """Where the memory weights are, but for those within a checkpoint."""
+        if self.sources is None:
+            return None
+        if self.sources.memory is not None:
+            return memory_path(self.sources.memory)
+        folders = [path for path in (self.sources.transformer, self.sources.components) if path.is_dir()]
+        return next((path / FOLDER / FILE for path in folders if (path / FOLDER / FILE).is_file()), None)
 
     @property
     def place(self) -> str:

@@ -167,6 +167,12 @@ class Fit:
         """Of the autoencoder's weights."""
         return sizes.vae_numbers(self.vae) * self._bytes
 
+    @cached_property
+    def encoder_bytes(self) -> int:
+        """Of the weights of a learned memory, which are where the last block is."""
+        shape = (self.size.heads, self.size.head_dim, self._tokens)
+        return sizes.encoder_numbers(self.policy, *shape) * self._bytes
+
     def _memory(self, layers: int) -> int:
         held = sizes.memory_bytes(self.policy, layers, *self._shape)
         return held + self.size.prompt(self._bytes, layers, self.text_tokens)
@@ -218,7 +224,7 @@ class Fit:
         fixed = self.size.weights(self._bytes, 0, first, last)
         work = self._forward(self.size.layers // len(self.devices))
         if last:
-            fixed += self.vae_bytes + self._cache
+            fixed += self.vae_bytes + self._cache + self.encoder_bytes
             work = max(work, self._decoding)
         if first and self.offload == "none":
             fixed += self.text_bytes
@@ -244,7 +250,7 @@ class Fit:
             load.work = max(load.work, self._forward(part.layers))
             load.weights += self._resident(part)
             if part.last:
-                load.weights += self.vae_bytes
+                load.weights += self.vae_bytes + self.encoder_bytes
                 load.decoder += self._cache
                 # With model offloading the transformer makes room for the decoder, but not the other way round.
                 gone = self.transformer_bytes if self._moves and self.offload == "model" else 0
@@ -413,7 +419,7 @@ def _with(count: int) -> int:
 
 def _shorter(policy: MemoryPolicy, chunk: int) -> Iterator[MemoryPolicy]:
     """The same memory with fewer and fewer recent frames."""
-    for name in ("recent", "window"):
+    for name in ("recent", "window", "past"):
         for value in range(getattr(policy, name, 0) - 1, -1, -1):
             try:
                 shorter = replace(policy, **{name: value})  # type: ignore[type-var]

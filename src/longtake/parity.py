@@ -3,7 +3,9 @@
 A recording is one safetensors file: a small transformer's weights (``weights.*``, published Wan names), every input
 (``noise`` [1, frames, channels, h, w], ``renoise`` [chunks * (steps - 1), frames per chunk, channels, h, w] in order
 of use, ``text`` [1, tokens, dim], ``timesteps`` [steps]) and the latents that the pipeline made of them (``latents``,
-like ``noise``), with the settings as JSON under ``spec`` in the metadata.
+like ``noise``), with the settings as JSON under ``spec`` in the metadata. One of Echo-Infinity has its memory encoder's
+weights too (``memory.*``, published names) and may have the state after every update (``memory_states`` [updates,
+batch, tokens, width]).
 """
 
 from __future__ import annotations
@@ -21,25 +23,38 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longtake.attention import attending, memory_for
+from longtake.checkpoints.memory_weights import build_encoder, encoder_config
 from longtake.checkpoints.wan import wan_to_diffusers
+from longtake.memory.echo import Echo
+from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.memrope import MemRoPE
-from longtake.memory.policy import MemoryPolicy
+from longtake.memory.policy import MAX_ID, MemoryPolicy
 from longtake.memory.sliding import Sliding
 from longtake.sampling import FewStepSchedule
 
 _COMMON = {"policy", "capacity", "sink", "rope", "chunk", "model"}
-_KEYS = {"sliding": _COMMON, "memrope": _COMMON | {"pooling", "alpha_long", "alpha_short", "adaptive"}}
+_KEYS = {
+    "sliding": _COMMON | {"max_id"},
+    "memrope": _COMMON | {"pooling", "alpha_long", "alpha_short", "adaptive"},
+    "echo": _COMMON | {"memory_frames", "max_id", "normalize_memory_k", "update"},
+}
 _INPUTS = ("noise", "renoise", "text", "timesteps", "latents")
+_UPDATES = {"begin_chunk": "chunk_start"}  # how recordings may call what has another name here
 _MODEL = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "patch_size": (1, 2, 2)}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How a replay compares: the largest absolute difference of any latent (infinite if one is not a number)."""
+    """How a replay compares: the largest absolute difference of any latent (infinite if one is not a number).
+
+    Where a learned memory's states were recorded, ``state_diff`` is theirs. Every update starts from the one before,
+    so that differences of rounding grow: from 1e-5 after one to a few 1e-4 after ten, with latents still at 1e-5.
+    """
 
     policy: str
     chunks: int
     max_abs_diff: float
+    state_diff: float | None = None
 
 
 def policy_of(spec: Mapping[str, Any]) -> MemoryPolicy:
@@ -58,8 +73,25 @@ def policy_of(spec: Mapping[str, Any]) -> MemoryPolicy:
         if not _whole(spec.get(key, 3), 0 if key == "sink" else 1):
             raise ValueError(f"{key} must be a whole number of frames, not {spec[key]!r}.")
     if name == "sliding":
-        return Sliding(spec.get("capacity", 21), spec.get("sink", 0), spec.get("rope", "absolute"))
+        return Sliding(
+            spec.get("capacity", 21), spec.get("sink", 0), spec.get("rope", "absolute"), spec.get("max_id", MAX_ID)
+        )
     sink, capacity, chunk = spec.get("sink", 3), spec.get("capacity", 12), spec.get("chunk", 3)
+    if name == "echo":
+        if spec.get("rope", "relative") not in ("relative", "unified"):
+            raise ValueError(f"Recordings of echo must have relative ids, not {spec['rope']!r}.")
+        if not isinstance(spec.get("normalize_memory_k", False), bool):
+            raise ValueError(f"normalize_memory_k must be true or false, not {spec['normalize_memory_k']!r}.")
+        update = spec.get("update", "after_first_forward")
+        if not isinstance(update, str):
+            raise ValueError(f"update must be a word, not {update!r}.")
+        return Echo(
+            frames=spec.get("memory_frames", 3),
+            past=capacity - sink - chunk,
+            sink=sink,
+            max_id=spec.get("max_id", MAX_ID),
+            update=_UPDATES.get(update, update),
+        )
     return MemRoPE(
         sink=sink,
         recent=capacity - sink - 2 - chunk,
@@ -114,6 +146,17 @@ def _build(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WanTransfo
     transformer = WanTransformer3DModel(**settings)
     transformer.load_state_dict(found, strict=True)
     return transformer.eval().requires_grad_(False).to(tensors["noise"].device)
+
+
+def _encoder(spec: Mapping[str, Any], tensors: Mapping[str, Tensor], policy: Echo) -> MemoryEncoder:
+    """The recorded memory encoder."""
+    heads = _model_settings(spec).get("num_attention_heads", 40)
+    weights = {name[len("memory.") :]: x for name, x in tensors.items() if name.startswith("memory.")}
+    if not spec.get("normalize_memory_k", False):  # a norm that is not used may be there, as in the released weights
+        weights = {name: x for name, x in weights.items() if not name.startswith("norm_k_out")}
+    config = encoder_config(weights, heads, None, policy.frames, "The recording")
+    wanted = {**config, "normalize_keys": spec.get("normalize_memory_k", False)}
+    return build_encoder(weights, wanted, "The recording").float()
 
 
 def _model_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,6 +215,13 @@ def _check_inputs(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Non
         raise ValueError(f"renoise must be {expected}, not {list(tensors['renoise'].shape)}.")
 
 
+def _worse(worst: float, x: Tensor, expected: Tensor) -> float:
+    if x.shape != expected.shape:
+        raise ValueError(f"A recorded memory state must be {list(x.shape)}, not {list(expected.shape)}.")
+    difference = (x - expected).abs().max().item()
+    return max(worst, difference if difference == difference else float("inf"))
+
+
 @torch.no_grad()
 def replay(path: str | Path, device: torch.device | str = "cpu") -> Parity:
     """Run a recording again, in float32.
@@ -192,11 +242,13 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> Parity:
     schedule = FewStepSchedule(tensors["timesteps"].float().cpu())
     fresh = renoise.view(noise.shape[1] // chunk, len(schedule) - 1, *renoise.shape[1:])
     transformer = _build(spec, tensors)
-    memory = memory_for(transformer, policy, *noise.shape[-2:], batch=noise.shape[0], chunk=chunk)
-    worst = 0.0
+    encoder = _encoder(spec, tensors, policy) if isinstance(policy, Echo) else None
+    memory = memory_for(transformer, policy, *noise.shape[-2:], batch=noise.shape[0], chunk=chunk, encoder=encoder)
+    worst, worst_state, states = 0.0, None, list(tensors.get("memory_states", torch.empty(0)))
     for start in range(0, noise.shape[1], chunk):
         frames = slice(start, start + chunk)
         x = noise[:, frames].transpose(1, 2)
+        before = None if memory.learned is None else memory.learned.state
         memory.begin_chunk()
         with attending(transformer, memory):
             for index in range(len(schedule)):
@@ -206,6 +258,10 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> Parity:
                 x = schedule.x0(x, transformer(x, timestep, text, return_dict=False)[0], index)
             with memory.recording():
                 transformer(x, torch.zeros_like(timestep), text, return_dict=False)
-        difference = (x - latents[:, frames].transpose(1, 2)).abs().max().item()
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return Parity(str(spec["policy"]), noise.shape[1] // chunk, worst)
+        worst = _worse(worst, x, latents[:, frames].transpose(1, 2))
+        state = None if memory.learned is None else memory.learned.state
+        if states and state is not None and state is not before:
+            worst_state = _worse(worst_state or 0.0, state[0], states.pop(0).float())
+    if states and encoder is not None:
+        raise ValueError(f"The recording has {len(states)} more memory_states than this memory has updates.")
+    return Parity(str(spec["policy"]), noise.shape[1] // chunk, worst, worst_state)

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from longtake import placement
 from longtake.memory import MemoryPolicy, parse_memory
 from longtake.pictures import to_clip, to_picture
+from longtake.pipeline_memory import MemoryLoaderMixin
 from longtake.prompts import Script, parse_script
 from longtake.snapshot import read_snapshot
 from longtake.take import Chunk, Take
@@ -76,7 +77,7 @@ class LongTakePipelineOutput(BaseOutput):
     frames: Any
 
 
-class LongTakePipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin):
     """Text to endless video with a few-step autoregressive Wan model and a memory of constant cost.
 
     The parts are diffusers' and transformers' own, unmodified, so any diffusers folder of a Wan text-to-video model

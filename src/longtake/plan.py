@@ -9,7 +9,7 @@ from pathlib import Path
 
 from longtake import sizes
 from longtake.facts import ModelFacts
-from longtake.memory import MemoryPolicy, MemRoPE
+from longtake.memory import Echo, MemoryPolicy, MemRoPE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -41,7 +41,8 @@ def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
     total = policy.capacity(chunk)
     tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
-    recent = total - policy.sink - len(tokens) - chunk
+    tokens += [f"{policy.frames} memory"] if isinstance(policy, Echo) else []
+    recent = total - policy.sink - sum(int(token.split()[0]) for token in tokens) - chunk
     parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
     return " + ".join([*parts, f"{chunk} current"]) + f" = {total} frames"
 
@@ -130,7 +131,8 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the memory holds all the time: keys as stored, keys as rotated, values, and running averages."""
+        """Bytes that the memory holds all the time: keys as stored, keys as rotated, values, and running averages or
+        the state of a learned memory."""
         model = self.model
         sizes_of_all = (model.layers, model.heads, model.head_dim, self._frame_tokens, self._chunk_slots)
         return sizes.memory_bytes(self.policy, *sizes_of_all, DTYPE_BYTES[self.dtype])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from longtake.memory.echo import Echo
 from longtake.memory.memrope import MemRoPE
 from longtake.memory.policy import MemoryPolicy
 
@@ -153,7 +154,8 @@ class TransformerSize:
 def memory_bytes(
     policy: MemoryPolicy, layers: int, heads: int, head_dim: int, tokens: int, chunk: int, width: int
 ) -> int:
-    """Bytes that a memory holds all the time: keys as stored, keys as rotated, values, and running averages.
+    """Bytes that a memory holds all the time: keys as stored, keys as rotated, values, and running averages or the
+    state of a learned memory.
 
     Args:
         policy: which frames stay.
@@ -165,7 +167,23 @@ def memory_bytes(
     count = 3 * policy.capacity(chunk) * tokens * per_token * width
     if isinstance(policy, MemRoPE):
         count += 2 * 2 * (tokens if _per_position(policy) else 1) * per_token * 4
+    if isinstance(policy, Echo):
+        count += policy.frames * tokens * heads * head_dim * 4
     return count
+
+
+def encoder_numbers(policy: MemoryPolicy, heads: int, head_dim: int, tokens: int) -> int:
+    """Weights of a learned memory with one group, the published shape; 0 for other policies.
+
+    Args:
+        heads, head_dim: of the transformer; ``tokens``: per latent frame.
+    """
+    if not isinstance(policy, Echo):
+        return 0
+    width = heads * head_dim
+    attention = 10 * width**2 + 10 * width  # queries, output and feed-forward of a layer, and three norms
+    # Initial queries; two layers; connector, gate, keys and values, and two norms.
+    return policy.frames * tokens * width + 2 * attention + 6 * width**2 + 7 * width
 
 
 def _per_position(policy: MemRoPE) -> bool:

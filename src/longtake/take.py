@@ -16,7 +16,7 @@ from longtake.attention import attending, memory_for
 from longtake.decode import StreamingDecoder
 from longtake.encode import StreamingEncoder
 from longtake.memory import MemoryPolicy
-from longtake.memory.change import RECACHED_CHUNKS, change_prompt
+from longtake.memory.change import change_prompt
 from longtake.pictures import portions
 from longtake.prompts import CHANGES, Script, Segment, parse_script
 from longtake.sampling import FewStepSchedule, chunk_noise
@@ -71,15 +71,15 @@ class Take:
         seed: of all noise.
         height, width: of the video in pixels.
         on_change: what a new prompt does to the past, where its segment does not say: ``keep`` nothing, ``recache``
-            reads the last two chunks again under the new prompt (LongLive), ``flush`` forgets all but the sinks and
-            the last two frames (Infinity-RoPE), ``cut`` does that too and lets the next chunk stand far away in time
-            (Infinity-RoPE's RoPE cut).
+            reads the last two chunks again under the new prompt (LongLive; with ``echo`` the whole window, from which
+            its memory starts afresh), ``flush`` forgets all but the sinks and the last two frames (Infinity-RoPE),
+            ``cut`` does that too and lets the next chunk stand far away in time (Infinity-RoPE's RoPE cut).
 
     Attributes:
         skip: frames at the beginning, decoded and not given to anybody: those of a given past.
 
     Raises:
-        ValueError: if the size, the memory or ``on_change`` cannot be.
+        ValueError: if the size, the memory or ``on_change`` cannot be, or a learned memory has no trained weights.
     """
 
     def __init__(
@@ -103,7 +103,13 @@ class Take:
         rows, columns = height // pipe.vae_scale_factor_spatial, width // pipe.vae_scale_factor_spatial
         self.shape = (1, pipe.transformer.config.in_channels, self.size, rows, columns)
         self.memory = memory_for(
-            pipe.transformer, policy, rows, columns, chunk=self.size, device=pipe.device_of("transformer")
+            pipe.transformer,
+            policy,
+            rows,
+            columns,
+            chunk=self.size,
+            device=pipe.device_of("transformer"),
+            encoder=pipe.encoder_for(policy),
         )
         self.decoder = StreamingDecoder(pipe.vae)
         self.index = self.skip = 0
@@ -114,7 +120,7 @@ class Take:
         self._embedding: tuple[str, torch.Tensor] | None = None
         self._broken = False
         # Always kept, as any segment may ask for "recache".
-        self.last: deque[torch.Tensor] = deque(maxlen=RECACHED_CHUNKS)
+        self.last: deque[torch.Tensor] = deque(maxlen=policy.recached(self.memory.chunk))
         self.given: torch.Tensor | None = None  # latents of the first chunk, if they need not be made
 
     def frames_in(self, chunks: int) -> int:

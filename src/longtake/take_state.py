@@ -27,6 +27,7 @@ def state_of(take: Take) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         "model": take.pipe.fingerprint(),
         "dtype": str(take.memory.dtype),
         "policy": take.policy.spec(),
+        **({"memory_weights": take.pipe.memory_fingerprint()} if take.policy.learned else {}),
         "seed": take.seed,
         "height": take.height,
         "width": take.width,
@@ -55,6 +56,9 @@ def take_of(
             raise ValueError(f"The snapshot was made in {data['dtype']}; load the model so, not in {dtype}.")
         if data["model"] != pipe.fingerprint():
             raise ValueError("The snapshot was made with another model or other weights than the one loaded.")
+        policy = parse_memory(data["policy"], pipe.config.chunk_frames)
+        if policy.learned and pipe.memory_encoder is not None and data["memory_weights"] != pipe.memory_fingerprint():
+            raise ValueError("The snapshot was made with other memory weights than those that are loaded.")
         data = {"skip": 0, **data}  # takes were not given a past once
         for name in ("seed", "height", "width", "index", "skip"):
             if type(data[name]) is not int:
@@ -62,7 +66,7 @@ def take_of(
         take = kind(
             pipe,
             Script.from_dict(data["script"]),
-            parse_memory(data["policy"], pipe.config.chunk_frames),
+            policy,
             data["seed"],
             data["height"],
             data["width"],

@@ -25,6 +25,7 @@ def load(
     *,
     components: str | os.PathLike[str] | None = None,
     loras: Sequence[str | LoraFile] = (),
+    memory_weights: str | os.PathLike[str] | None = None,
     devices: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     offload: str | None = None,
@@ -40,6 +41,8 @@ def load(
         components: a diffusers or original Wan folder for everything but the transformer. By default a bare
             transformer gets that of the Wan of its size, which may be downloaded.
         loras: files of LoRA weights, as "PATH" or "PATH:SCALE", to be fused into the weights in this order.
+        memory_weights: of a learned memory, a file or folder, in place of the model's own; see
+            :meth:`LongTakePipeline.load_memory`.
         devices: two or more instead of one: the blocks are split between them, see :func:`longtake.placement.place`.
         layers: blocks per device; as even as can be by default.
         offload: what waits on the CPU, see :data:`longtake.placement.OFFLOADS`; by default the text encoder if the
@@ -58,7 +61,8 @@ def load(
     choice = name if isinstance(name, Choice) else Choice(name)
     more = tuple(parse_lora(x) if isinstance(x, str) else x for x in loras)
     folder = choice.components if components is None else Path(components)
-    choice = replace(choice, components=folder, loras=(*choice.loras, *more))
+    memory = choice.memory if memory_weights is None else Path(memory_weights)
+    choice = replace(choice, components=folder, loras=(*choice.loras, *more), memory=memory)
     facts = ModelFacts.read(choice)
     sources = download(facts.info)
     # Must be there before torch is loaded. Where anything else is running, threads that wait busily make every small

@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from longtake.checkpoints.layout import some, transformer_settings
+from longtake.checkpoints.memory_weights import memory_of
 from longtake.checkpoints.original import load_components
 from longtake.checkpoints.published import load_transformer
 from longtake.checkpoints.sources import Sources
@@ -40,7 +41,7 @@ def assemble(sources: Sources, dtype: torch.dtype, settings: Mapping[str, Any], 
     """The pipeline of a model, on the CPU.
 
     Args:
-        sources: its files; LoRAs are fused.
+        sources: its files; LoRAs are fused. Weights of a learned memory that are among them are loaded too.
         dtype: of all weights that diffusers does not keep in float32.
         settings: of the pipeline: ``denoising_steps``, ``chunk_frames``, ``fps`` and ``default_size``.
         shift: of its scheduler.
@@ -57,7 +58,7 @@ def assemble(sources: Sources, dtype: torch.dtype, settings: Mapping[str, Any], 
         (vae, sources.components),
     ):
         check_finite(part, str(where))
-    return LongTakePipeline(
+    pipe = LongTakePipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         transformer=transformer,
@@ -65,3 +66,7 @@ def assemble(sources: Sources, dtype: torch.dtype, settings: Mapping[str, Any], 
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         **settings,
     )
+    memory = memory_of(sources.memory, sources.transformer, sources.components, sources.loras)
+    if memory is not None:
+        pipe.load_memory(memory)
+    return pipe

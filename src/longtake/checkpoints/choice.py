@@ -17,6 +17,7 @@ from longtake.checkpoints.layout import (
     is_original,
     transformer_settings,
 )
+from longtake.checkpoints.memory_file import memory_path
 from longtake.checkpoints.registry import BaseInfo, LoraInfo, ModelInfo, bases, load_registry
 from longtake.checkpoints.sources import LoraFile
 
@@ -33,6 +34,7 @@ class Choice:
         components: a folder for everything but the transformer; None for where the model itself has it from.
         loras: fused on top of the model's own.
         denoising_steps, shift, chunk: in place of the model's.
+        memory: weights of a learned memory, a file or folder, in place of the model's.
     """
 
     model: str = "pocket"
@@ -41,6 +43,7 @@ class Choice:
     denoising_steps: tuple[float, ...] | None = None
     shift: float | None = None
     chunk: int | None = None
+    memory: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with absolute paths, so that it means the same anywhere on this computer."""
@@ -49,6 +52,8 @@ class Choice:
             data["components"] = str(self.components.expanduser().absolute())
         if self.loras:
             data["loras"] = [[str(x.path.absolute()), x.scale, x.key] for x in self.loras]
+        if self.memory is not None:
+            data["memory"] = str(self.memory.expanduser().absolute())
         if self.denoising_steps is not None:
             data["denoising_steps"] = list(self.denoising_steps)
         return data | {k: v for k, v in (("shift", self.shift), ("chunk", self.chunk)) if v is not None}
@@ -70,6 +75,7 @@ class Choice:
                 None if steps is None else tuple(float(t) for t in steps),
                 None if data.get("shift") is None else float(data["shift"]),
                 None if data.get("chunk") is None else int(data["chunk"]),
+                None if data.get("memory") is None else Path(data["memory"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError):
             raise ValueError("A saved choice of a model must have the model, and files and numbers with it.") from None
@@ -105,6 +111,8 @@ def info_for(choice: Choice) -> ModelInfo:
         info = _info_of_path(choice.model, list(known))
     for lora in choice.loras:
         file_kind(lora.path, LORA)
+    if choice.memory is not None:
+        info = replace(info, memory_weights=memory_path(choice.memory))
     if choice.components is not None:
         components = choice.components.expanduser()
         check_components(components)

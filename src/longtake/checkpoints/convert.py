@@ -23,11 +23,14 @@ from longtake.checkpoints.layout import (
     transformer_files,
     transformer_settings,
 )
+from longtake.checkpoints.memory_file import FOLDER
 from longtake.checkpoints.sources import LoraFile
 from longtake.lock import Lock
 
 if TYPE_CHECKING:
     import torch
+
+    from longtake.memory.echo_encoder import MemoryEncoder
 
 PARTS = ("tokenizer", "text_encoder", "vae")
 SETTINGS: dict[str, Any] = {  # of Self-Forcing (arXiv 2506.08009) and its descendants
@@ -133,6 +136,7 @@ def convert(
     check_conversion(source, out, components=components, loras=loras, settings=settings, overwrite=overwrite)
     from safetensors import SafetensorError
 
+    from longtake.checkpoints.memory_weights import model_card, save_memory
     from longtake.checkpoints.published import load_transformer
 
     tell = on_step or (lambda text: None)
@@ -142,6 +146,9 @@ def convert(
     transformer = load_transformer(source, key, dtype, like=like, loras=loras)
     numbers = sum(p.numel() for p in transformer.parameters())
     size = sum(p.numel() * p.element_size() for p in transformer.parameters())
+    memory = _memory(transformer, source, parts, loras, dtype)
+    if memory is not None:
+        size += sum(p.numel() * p.element_size() for p in memory.parameters())
     loaded = _components(parts, dtype, tell)
     if parts is not None:
         _check_fit(transformer, parts, loaded)
@@ -167,6 +174,8 @@ def convert(
                     parts,
                     loaded,
                 )
+                if memory is not None:
+                    save_memory(memory, folder / FOLDER, model_card(memory, source.name))
                 _open_to_others(folder)
                 _flush(folder)
                 _put_in_place(folder, out)
@@ -179,6 +188,25 @@ def convert(
         raise ValueError(f"{out} could not be written ({reason}); nothing is left of it.") from None
     kind = str(transformer.patch_embedding.weight.dtype).removeprefix("torch.")
     return Converted(out, numbers, kind, parts is not None, size)
+
+
+def _memory(
+    transformer: Any,
+    source: Path,
+    parts: Path | None,
+    loras: Sequence[LoraFile],
+    dtype: torch.dtype | None,
+) -> MemoryEncoder | None:
+    """The weights of a learned memory that come with the model; None if there are none."""
+    from longtake.checkpoints.memory_weights import load_memory, memory_of
+
+    path = memory_of(None, source, parts or source, loras)
+    if path is None:
+        return None
+    config = transformer.config
+    encoder = load_memory(path, config.num_attention_heads, dtype=dtype)
+    encoder.check_model(config.num_attention_heads, config.attention_head_dim, config.num_layers)
+    return encoder
 
 
 def _components(parts: Path | None, dtype: torch.dtype | None, tell: Callable[[str], None]) -> dict[str, Any]:

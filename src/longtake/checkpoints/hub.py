@@ -222,6 +222,7 @@ def _check_local(info: ModelInfo) -> None:
     """Refuses an entry whose files on this computer are not there: no download can help."""
     base = info.parts_from
     parts = [info.folder, info.transformer, base and base.folder, *(lora.file for lora in info.loras)]
+    parts.append(info.memory_weights)
     for part in parts:
         if isinstance(part, Path) and not part.exists():
             raise ValueError(f"{info.origin}: the model {info.name!r} names {part}, which is not there.")

@@ -83,10 +83,13 @@ def locate(info: ModelInfo) -> Sources | None:
         transformer = None if info.transformer is None else find(info.transformer)
         components = find_base(base) if (base := info.parts_from) else info.components
     loras = [(find(lora.file), lora) for lora in info.loras]
-    if transformer is None or components is None:
+    memory = None if info.memory_weights is None else find(info.memory_weights)
+    if transformer is None or components is None or (memory is None) != (info.memory_weights is None):
         return None
     found = tuple(LoraFile(path, lora.scale, lora.key) for path, lora in loras if path is not None)
-    return Sources(transformer, components, info.key, found) if len(found) == len(loras) else None
+    if info.memory_weights == info.transformer:
+        memory = None  # found there anyway, unless a LoRA brings others
+    return Sources(transformer, components, info.key, found, memory) if len(found) == len(loras) else None
 
 
 def free_bytes(folder: Path) -> int | None:

@@ -47,13 +47,13 @@ def file_kind(path: Path, accepted: str = ACCEPTED) -> str:
         raise ValueError(f"{path} is a GGUF file, which is not supported; accepted is {accepted}.")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
-    if head.startswith(b"\x80"):
-        return "pickle"
-    length = int.from_bytes(head[:8], "little")
+    length = int.from_bytes(head[:8], "little")  # may begin with the byte that pickles begin with
     if head[8:9] == b"{" and length <= _LARGEST_HEADER:
         if 8 + length > size:
             raise ValueError(f"{path} is damaged or cut short.")
         return "safetensors"
+    if head.startswith(b"\x80"):
+        return "pickle"
     raise ValueError(f"{path} is not a checkpoint; accepted is {accepted}.")
 
 

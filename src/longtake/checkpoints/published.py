@@ -25,6 +25,7 @@ from longtake.checkpoints.wan import to_diffusers, to_wan
 from longtake.checkpoints.weights import bare, check_dtypes, choose, common_dtype, read_file
 
 KEYS = ("generator_ema", "generator", "model", "state_dict")
+_MEMORY = "query_memory_encoder."
 HEAD_DIM = 128  # of every published Wan model
 _TEXT_ONLY = "only text-to-video models of the Wan family are supported"
 _IGNORED = ("freqs", "rope.freqs_cos", "rope.freqs_sin")  # tables of angles, which are computed here
@@ -63,6 +64,8 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], bool]:
     """The weights, and whether the file has them under Wan's own names."""
     weights = {name: x for name, x in read_weights(path, key).items() if name not in _IGNORED}
     refuse_others(weights, str(path))
+    # Of Echo-Infinity: the memory is a part of its own, see longtake.checkpoints.memory_weights.
+    weights = {name: x for name, x in weights.items() if not name.startswith(_MEMORY)}
     check_dtypes(weights, str(path))
     if any(name.startswith("condition_embedder.") or ".attn1." in name for name in weights):
         return weights, False
@@ -87,10 +90,8 @@ def refuse_others(weights: Mapping[str, Tensor], source: str) -> None:
         raise ValueError(f"{source} is a LoRA and not a model; it can be added to one with --lora.")
     if has(r"^vace_"):
         raise ValueError(f"{source} is a Wan VACE model; {_TEXT_ONLY}.")
-    if memory := has(r"^query_memory_encoder\."):
-        raise ValueError(
-            f"{source} holds the learned memory of Echo-Infinity ({some(memory, 1)}), which is not supported yet."
-        )
+    if weights and len(has(r"^query_memory_encoder\.")) == len(weights):
+        raise ValueError(f"{source} is a learned memory and not a model; it can be added to one with --memory-weights.")
     if has(r"^img_emb\.|_img\.|image_embedder\.|\.add_k_proj\."):
         raise ValueError(f"{source} is an image-to-video model; {_TEXT_ONLY}.")
     if has(r"^token_embedding\.|^(encoder\.)?block\.0\.layer\.0\.SelfAttention"):

@@ -109,6 +109,8 @@ class ModelInfo:
         loras: fused into it, in this order.
         origin: the file that the entry is from.
         components: a folder here for everything but the transformer, in place of the base's.
+        memory_weights: of a learned memory; may lie in the transformer's file. None where a folder has them beside the
+            other parts, or there are none.
         said: which of its settings the entry has itself; the others are what models of this kind usually have.
     """
 
@@ -131,6 +133,7 @@ class ModelInfo:
     origin: Path
     components: Path | None = None
     said: frozenset[str] = frozenset()
+    memory_weights: HubFile | Path | None = None
 
     @property
     def parts_from(self) -> BaseInfo | None:
@@ -145,8 +148,8 @@ class ModelInfo:
     @property
     def hub_files(self) -> tuple[HubFile, ...]:
         """What it needs of the hub, its base not counted."""
-        parts = (self.transformer, *(lora.file for lora in self.loras))
-        return tuple(part for part in parts if isinstance(part, HubFile))
+        parts = (self.transformer, *(lora.file for lora in self.loras), self.memory_weights)
+        return tuple(part for part in dict.fromkeys(parts) if isinstance(part, HubFile))
 
 
 def _sum(files: Iterable[HubFile]) -> int:
@@ -364,7 +367,7 @@ def _base(name: str, entry: _Entry) -> BaseInfo:
 
 _MODEL_KEYS = (
     "description", "license", "source", "parameters", "size", "fps", "chunk", "denoising_steps", "shift", "memory",
-    "folder", "base", "transformer", "key", "loras",
+    "memory_weights", "folder", "base", "transformer", "key", "loras",
 )  # fmt: skip
 
 
@@ -412,6 +415,7 @@ def _model(name: str, entry: _Entry, parts: Mapping[str, BaseInfo]) -> ModelInfo
         tuple(loras),
         entry.path,
         said=frozenset(key for key, value in entry.content.items() if value is not None),
+        memory_weights=_place(entry, "memory_weights"),
     )
 
 

@@ -30,12 +30,14 @@ class Sources:
         key: of the transformer's weights in a checkpoint file with several (``generator_ema``); None: the best there
             is.
         loras: fused in this order.
+        memory: weights of a learned memory; None where they are found beside, or in, one of the others, if at all.
     """
 
     transformer: Path
     components: Path
     key: str | None = None
     loras: tuple[LoraFile, ...] = ()
+    memory: Path | None = None
 
 
 def parse_lora(text: str) -> LoraFile:

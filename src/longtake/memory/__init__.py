@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from longtake.memory.echo import Echo
 from longtake.memory.memrope import MemRoPE
 from longtake.memory.policy import PROMPT_CHANGES, MemoryPolicy, Place, Update
 from longtake.memory.registry import MEMORIES, MemoryInfo, parse_memory
 from longtake.memory.sliding import Sliding
 
 if TYPE_CHECKING:
+    from longtake.memory.echo_encoder import MemoryEncoder
+    from longtake.memory.learned import Learned
     from longtake.memory.store import Memory
 
 __all__ = [
     "MEMORIES",
     "PROMPT_CHANGES",
+    "Echo",
+    "Learned",
     "MemRoPE",
     "Memory",
+    "MemoryEncoder",
     "MemoryInfo",
     "MemoryPolicy",
     "Place",
@@ -27,8 +33,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    # These load torch.
     if name == "Memory":
         from longtake.memory.store import Memory
 
         return Memory
+    if name == "MemoryEncoder":
+        from longtake.memory.echo_encoder import MemoryEncoder
+
+        return MemoryEncoder
+    if name == "Learned":
+        from longtake.memory.learned import Learned
+
+        return Learned
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from longtake.memory.split import SplitMemory
     from longtake.memory.store import Memory
 
-RECACHED_CHUNKS = 2
-"""How many of the last chunks "recache" reads again, at most."""
-
 
 def change_prompt(
     memory: Memory | SplitMemory, change: str, last: Sequence[Tensor], commit: Callable[[Tensor], object]
@@ -23,8 +20,9 @@ def change_prompt(
     Args:
         memory: no chunk of it open.
         change: one of ``PROMPT_CHANGES``, which the memory does itself; or "recache" (LongLive, arXiv 2509.22622): the
-            last chunks are forgotten and read again under the new prompt.
-        last: clean latents of the last ``RECACHED_CHUNKS`` chunks or fewer, oldest first.
+            last chunks are forgotten and read again under the new prompt. A learned memory starts afresh from all that
+            is in the window then, or stays as it is: the policy's ``recache`` says which.
+        last: clean latents of the last ``policy.recached(chunk)`` chunks or fewer, oldest first.
         commit: the forward at t = 0 of such latents under the new prompt, recorded.
 
     Raises:
@@ -38,6 +36,11 @@ def change_prompt(
     held = [n for n in range(1, len(last) + 1) if {*range(end - n * chunk, end)} <= {*memory.tags}]
     again = list(last)[-max(held) :]
     memory.rewind(chunk * len(again))
+    afresh = memory.learned is not None and memory.learned.policy.recache == "reset"
+    if memory.learned is not None and afresh:
+        memory.learned.forget()
     for latents in again:
         memory.begin_chunk()
         commit(latents)
+    if memory.learned is not None and afresh:
+        memory.learned.relearn()

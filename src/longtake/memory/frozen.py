@@ -32,5 +32,5 @@ def _frozen(memory: Memory) -> Memory:
     view = copy(memory)
     view.keys, view.values, view.averages = memory.keys.new_empty(0), memory.values.new_empty(0), {}
     view.tags, view.prompt = list(memory.tags), list(memory.prompt)
-    view._recording, view._recorded = False, {}
+    view._recording, view._recorded, view.learned = False, {}, None
     return view

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
     from longtake.memory.store import Memory
 
-# What a slot holds: the global index of its frame (0 or more), or one of these.
-FREE, LONG, SHORT = -1, -2, -3
+# What a slot holds: the global index of its frame (0 or more), or one of these; LEARNED - i is frame i of a learned
+# memory.
+FREE, LONG, SHORT, LEARNED = -1, -2, -3, -4
+
+MAX_ID = 20
+"""The largest temporal id that Wan was pretrained on: its videos have 21 latent frames."""
 
 PROMPT_CHANGES = ("keep", "flush", "cut")
 """What ``Memory.change_prompt`` can do. The fourth published way, re-running clean latents under the new text
@@ -35,8 +39,8 @@ own too."""
 
 
 class Place(NamedTuple):
-    """One slot in use. ``role`` is sink, long, short, recent or current; ``id`` the temporal id its keys are rotated
-    by (None: attended as stored); ``frame`` the global frame index (None for memory tokens)."""
+    """One slot in use. ``role`` is sink, long, short, memory, recent or current; ``id`` the temporal id its keys are
+    rotated by (None: attended as stored); ``frame`` the global frame index (None for memory tokens)."""
 
     role: str
     id: int | None
@@ -53,19 +57,30 @@ class Update:
         tokens: what memory slots hold from now on, by tag (LONG, SHORT): keys and values, float32
             [layers, batch, tokens or 1, heads, head_dim]. They are kept as they are for the next update and cast
             (and repeated over the frame, if there is one token) into the slot.
+        learn: slots whose frames a learned memory takes in, as they are before anything is freed.
+        forget: whether a learned memory starts afresh.
     """
 
     evict: Sequence[int] = ()
     tokens: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    learn: Sequence[int] = ()
+    forget: bool = False
 
 
 class MemoryPolicy(ABC):
-    """Base of all policies; see ``Sliding`` and ``MemRoPE``."""
+    """Base of all policies; see ``Sliding``, ``MemRoPE`` and ``Echo``.
+
+    Attributes:
+        learned: whether it needs weights of its own, a ``longtake.memory.echo_encoder.MemoryEncoder``.
+        max_id: the largest id of unified ids.
+    """
 
     name: ClassVar[str]
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    learned: ClassVar[bool] = False
     sink: int
     ids: str
+    max_id: int = MAX_ID
 
     @abstractmethod
     def capacity(self, chunk: int) -> int:
@@ -83,25 +98,41 @@ class MemoryPolicy(ABC):
         """Every slot in use with its id: sinks, memory tokens, recent frames, current chunk, each in order of time.
 
         ``ids="relative"``: the id is the position in this list, as in Infinity-RoPE (arXiv 2511.20649) and MemRoPE
-        (arXiv 2603.12513). ``ids="absolute"``: the id is the global frame index.
+        (arXiv 2603.12513). ``ids="absolute"``: the id is the global frame index. ``ids="unified"``: sinks keep theirs,
+        the newest frame has its global index until that would pass ``max_id``, and all others are packed backwards
+        from it (Echo-Infinity, arXiv 2606.04527, Unified Relative RoPE).
 
         Of a cut this knows nothing; ``Memory.layout`` adds its gap.
         """
         order = {LONG: -2, SHORT: -1}
         used = [(tag, slot) for slot, tag in enumerate(memory.tags) if tag != FREE]
         # sinks (0) before memory tokens (1) before everything else (2)
-        used.sort(key=lambda item: (1, order[item[0]]) if item[0] < 0 else (0 if item[0] < self.sink else 2, item[0]))
+        used.sort(
+            key=lambda item: (
+                (1, order.get(item[0], LEARNED - item[0]))
+                if item[0] < 0
+                else (0 if item[0] < self.sink else 2, item[0])
+            )
+        )
+        newest = memory.frame + (memory.chunk if memory.open else 0) - 1
         places = []
         for position, (tag, slot) in enumerate(used):
             if tag < 0:
-                role = "long" if tag == LONG else "short"
+                role = {LONG: "long", SHORT: "short"}.get(tag, "memory")
             elif memory.open and tag >= memory.frame:
                 role = "current"
             else:
                 role = "sink" if tag < self.sink else "recent"
             frame = tag if tag >= 0 else None
-            places.append(Place(role, position if self.ids == "relative" else frame, frame, slot))
+            index = position if self.ids == "relative" else frame
+            if self.ids == "unified" and not 0 <= tag < self.sink:
+                index = min(newest, self.max_id) - (len(used) - 1 - position)
+            places.append(Place(role, index, frame, slot))
         return places
+
+    def recached(self, chunk: int) -> int:
+        """How many of the last chunks "recache" reads again, at most (``longtake.memory.change``)."""
+        return 2
 
     def observe(self, memory: Memory, layer: int, query: Tensor, key: Tensor) -> None:  # noqa: B027
         """Called in every forward, before the keys are attended to, with un-rotated queries and keys
@@ -144,3 +175,16 @@ def oldest(memory: Memory, sink: int, count: int, skip: int = 0) -> list[int]:
     """Slots of the ``count`` oldest frames that are no sinks, after the ``skip`` oldest of them, oldest first."""
     local = sorted((tag, slot) for slot, tag in enumerate(memory.tags) if tag >= sink)
     return [slot for _, slot in local[skip : skip + count]]
+
+
+def check_ids(policy: MemoryPolicy, frames: int) -> None:
+    """Refuses unified ids that do not reach for all frames of a chunk.
+
+    Raises:
+        ValueError: if ``frames``, the chunk's own and what it attends to, need an id beyond ``max_id``.
+    """
+    if policy.ids == "unified" and frames - 1 > policy.max_id:
+        raise ValueError(
+            f"{policy.name}: {frames} frames have the ids 0 to {frames - 1}, and max_id is {policy.max_id}: "
+            "ask for fewer frames, or a larger max_id."
+        )

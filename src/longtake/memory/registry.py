@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from longtake.memory.echo import Echo
 from longtake.memory.memrope import MemRoPE
 from longtake.memory.policy import MemoryPolicy
 from longtake.memory.sliding import Sliding
@@ -34,7 +35,7 @@ MEMORIES: Mapping[str, MemoryInfo] = MappingProxyType(
             MemRoPE,
         ),
         "sliding": MemoryInfo(
-            "a window of recent frames with any number of sink frames, at absolute or relative ids",
+            "a window of recent frames with any number of sink frames, at absolute, relative or unified ids",
             "the general form of the next three",
             Sliding,
         ),
@@ -55,6 +56,11 @@ MEMORIES: Mapping[str, MemoryInfo] = MappingProxyType(
             "Infinity-RoPE, arXiv 2511.20649",
             Sliding,
             {"window": 6, "sink": 1, "ids": "relative"},
+        ),
+        "echo": MemoryInfo(
+            "sink frames, a few frames of a learned memory of all that left, and recent frames; needs trained weights",
+            "Echo-Infinity, arXiv 2606.04527",
+            Echo,
         ),
     }
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from longtake.memory.policy import MemoryPolicy, Update, oldest
+from longtake.memory.policy import MAX_ID, MemoryPolicy, Update, check_ids, oldest
 
 if TYPE_CHECKING:
     from longtake.memory.store import Memory
@@ -22,7 +22,10 @@ class Sliding(MemoryPolicy):
     Args:
         window: frames a chunk attends to, sinks and itself included. Need not be a multiple of the chunk.
         sink: first frames of the take that are never evicted.
-        ids: "absolute" (global frame index) or "relative" (position in the window).
+        ids: "absolute" (global frame index), "relative" (position in the window) or "unified": Echo-Infinity's ids
+            (arXiv 2606.04527, Unified Relative RoPE) without its memory, the control for it. Sinks keep theirs, and the
+            newest frame's grows to ``max_id`` and stays there.
+        max_id: for unified ids.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -31,12 +34,13 @@ class Sliding(MemoryPolicy):
     window: int = 21
     sink: int = 0
     ids: str = "absolute"
+    max_id: int = MAX_ID
 
     name: ClassVar[str] = "sliding"
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"ids": ("absolute", "relative")}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"ids": ("absolute", "relative", "unified")}
 
     def __post_init__(self) -> None:
-        self._check({"window": 1, "sink": 0})
+        self._check({"window": 1, "sink": 0, "max_id": 0})
 
     def capacity(self, chunk: int) -> int:
         if self.window < self.sink + chunk:
@@ -44,6 +48,7 @@ class Sliding(MemoryPolicy):
                 f"sliding: window must be at least {self.sink + chunk} "
                 f"({self.sink} sink frames and a chunk of {chunk}), not {self.window}."
             )
+        check_ids(self, self.window)
         return self.window
 
     def begin_chunk(self, memory: Memory) -> Update:

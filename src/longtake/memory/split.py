@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from longtake.memory.learned import Learned
 from longtake.memory.policy import MemoryPolicy, Place
 from longtake.memory.state import check_state
 from longtake.memory.store import Memory
@@ -119,6 +120,11 @@ class SplitMemory:
         """A part on the tensor's device (angles are the same in all); the first if there is none."""
         return next((part for part in self.parts if part.device == tensor.device), self.parts[0])
 
+    @property
+    def learned(self) -> Learned | None:
+        """The state of a memory that is learned: one for all parts."""
+        return self.parts[0].learned
+
     # What is the sum of the parts
 
     @property
@@ -189,7 +195,7 @@ class SplitMemory:
         """A complete copy, as of one memory with all layers, on the CPU (no single device need have room for it)."""
         states = [part.state_dict() for part in self.parts]
         tensors = {
-            name: tensor if name == "tags" else torch.cat([state[name] for state, _ in states])
+            name: tensor if _is_shared(name) else torch.cat([state[name] for state, _ in states])
             for name, tensor in states[0][0].items()
         }
         return tensors, states[0][1]
@@ -201,10 +207,15 @@ class SplitMemory:
             ValueError: if the state is not one of such a memory; nothing is changed then.
         """
         shape = (len(self._places), *self.parts[0]._shape[1:])
-        check_state(shape, self.dtype, self.chunk, tensors, counters)
+        check_state(shape, self.dtype, self.chunk, tensors, counters, self.learned)
         first = 0
         for part in self.parts:
             layers = slice(first, first + part._shape[0])
             first = layers.stop
-            mine = {name: tensor if name == "tags" else tensor[layers] for name, tensor in tensors.items()}
+            mine = {name: tensor if _is_shared(name) else tensor[layers] for name, tensor in tensors.items()}
             part.load_state_dict(mine, counters)
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a tensor of a saved state belongs to all layers together."""
+    return name == "tags" or name.startswith("learned.")

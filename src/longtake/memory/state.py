@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from longtake.memory.policy import FREE
+from longtake.memory.learned import Learned
+from longtake.memory.policy import FREE, LEARNED, LONG, SHORT
 
 _COUNTERS = {"frame", "open"}
 _NEWER = {"cut"}  # missing in older snapshots
@@ -19,6 +20,7 @@ def check_state(
     chunk: int,
     tensors: Mapping[str, Tensor],
     counters: Mapping[str, int],
+    learned: Learned | None = None,
 ) -> list[int]:
     """The tags of a memory's saved state, if it is one of a memory of these sizes.
 
@@ -27,6 +29,7 @@ def check_state(
         dtype: of its keys.
         chunk: latent frames per chunk.
         tensors, counters: what ``Memory.state_dict`` gave.
+        learned: of a memory that is learned.
 
     Raises:
         ValueError: if it is not, in one sentence.
@@ -40,13 +43,17 @@ def check_state(
         x.dtype == dtype and (*x.shape[:2], *x.shape[3:]) == (layers, batch, tokens, *rest) and x.shape[2] <= slots
         for x in stored
     )
-    averages = [f"average.{tag}.{part}" for tag in tags if tag < FREE for part in ("key", "value")]
+    averages = [f"average.{tag}.{part}" for tag in tags if tag in (LONG, SHORT) for part in ("key", "value")]
     fits &= all(
         name in tensors and tuple(tensors[name].shape) in {(layers, batch, n, *rest) for n in (1, tokens)}
         for name in averages
     )
-    fits &= _COUNTERS <= set(counters) <= _COUNTERS | _NEWER
+    fits &= _COUNTERS <= set(counters) <= _COUNTERS | _NEWER | ({"due"} if learned else set())
     fits &= all(type(x) is int and x >= 0 for x in counters.values()) and counters.get("cut", 0) <= 1
+    fits &= counters.get("due", 0) <= 2 if fits else False
+    frames = 0 if learned is None else learned.policy.frames
+    fits &= {tag for tag in tags if tag <= LEARNED} in (set(), {LEARNED - i for i in range(frames)})
+    fits = fits and (learned is None or learned.check(tensors, counters))
     held = [tag for tag in tags if tag != FREE]
     whole = len(stored) == 2 and len(tags) == slots and len(set(held)) == len(held)
     if not (fits and whole and max(held, default=-1) < counters["frame"] + chunk * bool(counters["open"])):

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from longtake.memory.policy import CUT_GAP, FREE, PROMPT_CHANGES, MemoryPolicy, Place, Update
+from longtake.memory.learned import Learned
+from longtake.memory.policy import CUT_GAP, FREE, LONG, PROMPT_CHANGES, SHORT, MemoryPolicy, Place, Update
 from longtake.memory.state import check_state
 from longtake.rope import Rope, rotate
 
@@ -47,6 +48,7 @@ class Memory:
         cut: whether the current chunk, or the next one between chunks, stands behind a cut: ``CUT_GAP`` ids further.
         tags: what each slot holds: a frame index, or FREE, LONG, SHORT.
         keys, values: [layers, batch, slots, tokens, heads, head_dim], keys un-rotated.
+        learned: the state of a memory that is learned (``Echo``), else None.
         averages: by tag, float32 keys and values [layers, batch, tokens or 1, heads, head_dim].
 
     Raises:
@@ -84,6 +86,7 @@ class Memory:
             self._turned = torch.empty(0) if functional else torch.zeros_like(self.keys)
         self._make_views()
         self.averages: dict[int, tuple[Tensor, Tensor]] = {}
+        self.learned: Learned | None = None
         self.reset()
 
     def _make_views(self) -> None:
@@ -103,6 +106,8 @@ class Memory:
         self.prompt: list[tuple[Tensor, Tensor] | None] = [None] * self._shape[0]
         self._recording = False
         self._recorded: dict[int, tuple[Tensor, Tensor] | None] = {}
+        if self.learned is not None:
+            self.learned.reset()
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +129,8 @@ class Memory:
         """Bytes held in tensors; constant once the memory is full."""
         pairs = [*self.averages.values(), *(pair for pair in self.prompt if pair is not None)]
         tensors = [self.keys, self.values, self._turned, *(x for pair in pairs for x in pair)]
-        return sum(x.numel() * x.element_size() for x in tensors)
+        learned = 0 if self.learned is None or self.learned.parts[0] is not self else self.learned.nbytes
+        return sum(x.numel() * x.element_size() for x in tensors) + learned
 
     def layout(self) -> list[Place]:
         """Every slot in use as (role, id, frame, slot), in order of position: ``MemoryPolicy.layout``, with the ids of
@@ -143,14 +149,22 @@ class Memory:
         """Make room for the next chunk: evict, fold what is evicted, give every slot its id, rotate what changed.
 
         Raises:
-            RuntimeError: if the last chunk has not been committed.
+            RuntimeError: if the last chunk has not been committed, or a learned memory has no weights.
         """
         if self.open:
             raise RuntimeError("The current chunk must be committed (memory.recording()) before the next begins.")
-        self._apply(self.policy.begin_chunk(self))
+        if self.policy.learned and self.learned is None:
+            raise RuntimeError(f"The memory {self.policy.name} is learned: give it an encoder (Learned(encoder, ...)).")
+        update = self.policy.begin_chunk(self)
+        if self.learned is not None:
+            self.learned.begin(self, update.learn)
+        self._apply(update)
+        if self.learned is not None:
+            self.learned.show(self)
         free = [slot for slot, tag in enumerate(self.tags) if tag == FREE][: self.chunk]
         for index, slot in enumerate(free):
             self.tags[slot] = self.frame + index
+        self._compact()  # memory frames may have gone that nothing replaces
         self.open = True
         self._prepare()
 
@@ -173,6 +187,8 @@ class Memory:
             pairs = [pair for _, pair in sorted(self._recorded.items()) if pair is not None]
             keys, values = (torch.stack([p[i].unflatten(1, (self.chunk, -1)) for p in pairs]) for i in (0, 1))
             self._replace([place.slot for place in self._current], keys, values)
+        if self.learned is not None:
+            self.learned.settle()
         self._recorded = {}
         for place in self._current:
             self._turned_by[place.slot] = place.id
@@ -203,8 +219,12 @@ class Memory:
         expected = (self._shape[1], self.chunk * self.tokens, *self._shape[4:])
         if tuple(key.shape) != expected:
             raise ValueError(f"This memory takes keys [batch, tokens, heads, head_dim] = {expected}, not {key.shape}.")
+        if self.learned is not None and layer == 0:
+            self.learned.before_forward(self)
         key, value = key.to(self.keys.dtype), value.to(self.values.dtype)
         cos, sin = self._angles
+        if self.learned is not None and layer == self._shape[0] - 1:
+            self.learned.after_forward(self)
         if self.functional:
             if self._recording:
                 self._recorded[layer] = (key, value)
@@ -249,7 +269,10 @@ class Memory:
         if mode != "keep" and self.open:
             raise RuntimeError("Finish the open chunk before the past is changed.")
         self.prompt = [None] * self._shape[0]
-        self._apply(self.policy.on_prompt_change(self, mode))
+        update = self.policy.on_prompt_change(self, mode)
+        self._apply(update)
+        if self.learned is not None and update.forget:
+            self.learned.reset()
         self.cut = self.cut or mode == "cut"
         if not self.open:
             self._compact()
@@ -275,6 +298,8 @@ class Memory:
         """Cut the graph behind everything remembered (functional memories)."""
         self.keys, self.values = self.keys.detach(), self.values.detach()
         self.averages = {tag: (k.detach(), v.detach()) for tag, (k, v) in self.averages.items()}
+        if self.learned is not None:
+            self.learned.detach()
         if not self.functional:
             self._make_views()
 
@@ -289,9 +314,11 @@ class Memory:
             for tag, (key, value) in self.averages.items():
                 if tag in self.tags:
                     tensors |= {f"average.{tag}.key": key, f"average.{tag}.value": value}
+            more, counters = ({}, {}) if self.learned is None else self.learned.state_dict()
+            tensors |= more
             copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         copies["tags"] = torch.tensor(self.tags, dtype=torch.int64)
-        return copies, {"frame": self.frame, "open": int(self.open), "cut": int(self.cut)}
+        return copies, {"frame": self.frame, "open": int(self.open), "cut": int(self.cut), **counters}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
         """Continue from ``state_dict()`` of a memory with the same policy and sizes.
@@ -299,7 +326,7 @@ class Memory:
         Raises:
             ValueError: if the state is not one of such a memory; nothing is changed then.
         """
-        tags = check_state(self._shape, self.dtype, self.chunk, tensors, counters)
+        tags = check_state(self._shape, self.dtype, self.chunk, tensors, counters, self.learned)
         stored = (tensors["keys"], tensors["values"])
         self.reset()
         self.tags, self.frame, self.open = tags, counters["frame"], bool(counters["open"])
@@ -307,9 +334,11 @@ class Memory:
         with torch.no_grad():
             for index in range(stored[0].shape[2]):
                 self._write(index, *(x[:, :, index].to(self.device) for x in stored))
-            for tag in {tag for tag in tags if tag < FREE}:
+            for tag in {*tags} & {LONG, SHORT}:
                 pair = (tensors[f"average.{tag}.key"], tensors[f"average.{tag}.value"])
                 self._keep_average(tag, *(x.to(self.device) for x in pair))
+        if self.learned is not None:
+            self.learned.load(tensors, counters)
         if self.open:
             self._prepare()
 
@@ -347,15 +376,28 @@ class Memory:
             self._turned_by[slots_run] = ids
 
     def _apply(self, update: Update) -> None:
-        for slot in update.evict:
-            self.tags[slot] = FREE
-            self._turned_by[slot] = _DIRTY
+        self._free(update.evict)
         for tag, (key, value) in update.tokens.items():
             if tag not in self.tags:
                 self.tags[self.tags.index(FREE)] = tag
             slot = self.tags.index(tag)
             self._keep_average(tag, key, value)
             self._write(slot, key, value)
+
+    def _free(self, slots: Sequence[int]) -> None:
+        """Forget what is in these slots."""
+        for slot in slots:
+            self.tags[slot] = FREE
+            self._turned_by[slot] = _DIRTY
+
+    def _write_frames(self, slots: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        """Put frames of all layers into slots: ``[layers, batch, frames, tokens, heads, head_dim]``, un-rotated."""
+        if self.functional:
+            self._turned_by = [_DIRTY if slot in slots else by for slot, by in enumerate(self._turned_by)]
+            self._replace(slots, keys, values)
+            return
+        for index, slot in enumerate(slots):
+            self._write(slot, keys[:, :, index], values[:, :, index])
 
     def _write(self, slot: int, key: Tensor, value: Tensor) -> None:
         """The one place where slots are written outside of a forward."""

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from longtake.attention import attending, memory_for
-from longtake.memory.change import RECACHED_CHUNKS, change_prompt
+from longtake.memory.change import change_prompt
+from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.policy import MemoryPolicy
 from longtake.prompts import CHANGES
 from longtake.sampling import FewStepSchedule, chunk_noise
@@ -110,6 +111,8 @@ class Rollout:
         keep: latent frames of the past that are kept for overlaps and ``reencode``; constant.
         dtype: of what is remembered; the transformer's unless given. Under autocast, that of autocast is what
             inference will have, at half the bytes.
+        encoder: weights of a learned memory (``Echo``). With ``memory_grad="update"`` they have gradients, from every
+            chunk of a clip that attends to the memory; the state is detached between clips.
 
     Attributes:
         memory: what is remembered.
@@ -135,6 +138,7 @@ class Rollout:
         functional: bool = True,
         keep: int = 21,
         dtype: torch.dtype | None = None,
+        encoder: MemoryEncoder | None = None,
     ) -> None:
         if memory_grad not in MEMORY_GRADS:
             raise ValueError(f"memory_grad is one of {', '.join(MEMORY_GRADS)}, not {memory_grad!r}.")
@@ -147,13 +151,21 @@ class Rollout:
         self.transformer, self.schedule, self.seeds = transformer, schedule, list(seeds)
         self.chunk, self.memory_grad, self.grad_chunks, self.keep = chunk, memory_grad, grad_chunks, keep
         self.memory = memory_for(
-            transformer, policy, height, width, batch=len(self.seeds), chunk=chunk, functional=functional, dtype=dtype
+            transformer,
+            policy,
+            height,
+            width,
+            batch=len(self.seeds),
+            chunk=chunk,
+            functional=functional,
+            encoder=encoder,
+            dtype=dtype,
         )
         self._dtype = next(transformer.parameters()).dtype
         self.shape = (1, transformer.config.in_channels, chunk, height, width)
         self.text = self._fitting(text)
         self.index = 0
-        self._last: deque[Tensor] = deque(maxlen=RECACHED_CHUNKS)
+        self._last: deque[Tensor] = deque(maxlen=policy.recached(self.memory.chunk))
         self._past = torch.empty(len(self.seeds), self.shape[1], 0, height, width, device=self.memory.device)
         # On the device, one per step and zero for the commit, as in Take: a chunk waits for none of them.
         self._times = send(torch.cat([schedule.timesteps, torch.zeros(1)]), self.memory.device).split(1)
