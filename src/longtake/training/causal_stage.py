@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.registry import parse_memory
 from longtake.sampling import FewStepSchedule
 from longtake.training.causal import causal_layout, plan_for
@@ -216,6 +217,7 @@ def few_step_takes(
     frames: int = SAMPLED,
     timesteps: Sequence[float] = TIMESTEPS,
     shift: float = 5.0,
+    encoder: MemoryEncoder | None = None,
 ) -> Tensor:
     """Takes by few-step sampling through a memory, as inference does it: latents ``[n, frames, channels, h, w]``.
 
@@ -234,6 +236,7 @@ def few_step_takes(
             chunk=model.chunk,
             functional=False,
             dtype=run.dtype,
+            encoder=encoder,
         )
         with run.autocast():
             made.append(rollout.clip(len(timesteps) - 1, frames, 0, grad=False).frames)

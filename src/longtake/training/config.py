@@ -19,6 +19,8 @@ from longtake.training.sections import (
     Consistency,
     Data,
     Dmd,
+    EchoLong,
+    EchoShort,
     Long,
     Model,
     RunSection,
@@ -32,7 +34,7 @@ from longtake.yamlfile import read_value, read_yaml
 CONFIGS = Path(__file__).parent / "configs"
 """Where the configurations that come with Longtake lie."""
 
-STAGES = ("autoencoder", "text_encoder", "teacher", "causal", "consistency", "dmd", "long")
+STAGES = ("autoencoder", "text_encoder", "teacher", "causal", "consistency", "dmd", "long", "echo", "echo_long")
 """Sections that are stages, in the order of training."""
 
 
@@ -60,6 +62,25 @@ class Config:
     )
     long: Long = section(
         Long,
+        "Stage: the same on long takes.",
+        lr=1e-5,
+        betas=(0.0, 0.999),
+        weight_decay=0.01,
+        clip=10.0,
+        ema=None,
+        frames=237,
+    )
+    echo: EchoShort = section(
+        EchoShort,
+        "Stage: Echo-Infinity's learned memory, on short takes.",
+        lr=2e-6,
+        betas=(0.0, 0.999),
+        weight_decay=0.01,
+        clip=10.0,
+        ema_start=200,
+    )
+    echo_long: EchoLong = section(
+        EchoLong,
         "Stage: the same on long takes.",
         lr=1e-5,
         betas=(0.0, 0.999),
@@ -163,7 +184,7 @@ def check(config: Config, source: str) -> None:
         batch = config.batch(name)
         key = "run.batch" if stage.batch is None else f"{name}.batch"
         _divides(source, key, batch, "run.accumulate", config.run.accumulate)
-    for name in ("dmd", "long"):
+    for name in ("dmd", "long", "echo", "echo_long"):
         stage = getattr(config, name)
         _divides(source, f"{name}.frames", stage.frames, "model.chunk", model.chunk)
         if stage.min_step > stage.max_step:

@@ -47,9 +47,16 @@ class DmdStage(Stage):
 
     def needs(self) -> tuple[str, ...]:
         model = self.config.model
-        own = () if model.checkpoint and self.start == "consistency" else (self.start,)
         teacher = () if model.teacher else ("teacher",)
-        return (*self.config.parts_trained, *teacher, *own)
+        return tuple(dict.fromkeys((*self.config.parts_trained, *teacher, *self.begins_with())))
+
+    def begins_with(self) -> tuple[str, ...]:
+        """The stages whose networks this one begins with."""
+        return () if self.config.model.checkpoint and self.start == "consistency" else (self.start,)
+
+    def generator_from(self) -> str | None:
+        """The one of them that has the generator; None if that is ``model.checkpoint``."""
+        return next(iter(self.begins_with()), None)
 
     def check_config(self) -> None:
         self._check_memories()
@@ -75,10 +82,10 @@ class DmdStage(Stage):
     def build(self, run: Run) -> None:
         model = self.config.model
         generator = trained_transformer(model)
-        if self.start in self.needs():
-            run.load_previous(self.start, "transformer", generator)
+        if (stage := self.generator_from()) is not None:
+            run.load_previous(stage, "transformer", generator)
         if run.for_export:
-            self.network = run.network("transformer", generator, every=self.settings.generator_every)
+            self.network = self.trained(run, generator)
             return
         plain = replace(model, lora_rank=0, checkpoint=None)
         teacher = published_transformer(model.teacher, model) if model.teacher else trained_transformer(plain)
@@ -88,13 +95,21 @@ class DmdStage(Stage):
         self.text = text_embedder(self.config, run)
         self.prompts: Prompts = make_prompts(self.config)
         self.decode, self.reencode = _autoencoder(self, run)
-        self.network = run.network("transformer", generator, every=self.settings.generator_every)
+        self.network = self.trained(run, generator)
         self.critic = run.network("critic", critic.requires_grad_(True), self.settings.critic)
         self.teacher = run.frozen(teacher)
         s = self.settings
         low, high = s.min_step / 1000, s.max_step / 1000
         self.matching = DMD(SigmaSampling(shift=s.shift, low=low, high=high), normalise=s.normalise)
         self.schedule = FewStepSchedule.from_steps(s.timesteps, s.shift)
+
+    def trained(self, run: Run, generator: torch.nn.Module) -> Any:
+        """The generator as the network that is trained."""
+        return run.network("transformer", generator, every=self.settings.generator_every)
+
+    def remembering(self) -> Mapping[str, Any]:
+        """What rollouts are told of a memory that learns."""
+        return {}
 
     def step(self, run: Run, step: int) -> Mapping[str, Tensor]:
         sums: dict[str, Tensor] = {}
@@ -151,6 +166,7 @@ class DmdStage(Stage):
             functional=functional,
             keep=max(model.frames, self.config.long.clip_frames),
             dtype=run.dtype,
+            **self.remembering(),
         )
 
     def make(self, run: Run, step: int, samples: range, grad: bool) -> tuple[Clip, Tensor]:

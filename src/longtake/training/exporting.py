@@ -82,6 +82,7 @@ def _write(
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             part.to(dtype)
+    memory = parts.pop("memory_encoder", None)
     if set(parts) >= WHOLE:
         from longtake.pipeline import LongTakePipeline
 
@@ -92,8 +93,14 @@ def _write(
             chunk_frames=model.chunk,
             default_size=(model.height * spatial, model.width * spatial),
         )
+        pipe.memory_encoder = memory
         pipe.save_pretrained(folder, max_shard_size=shard_size)
         return
     for name, part in parts.items():
         more = {"max_shard_size": shard_size} if isinstance(part, torch.nn.Module) else {}
         part.save_pretrained(folder / name, **more)
+    if memory is not None:
+        from longtake.checkpoints.memory_file import FOLDER
+        from longtake.checkpoints.memory_weights import model_card, save_memory
+
+        save_memory(memory, folder / FOLDER, model_card(memory, config.name, ""))

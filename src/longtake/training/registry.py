@@ -60,6 +60,12 @@ STAGE_CLASSES: dict[str, StageInfo] = {
         "LongStage",
         "the same on long takes that go on from step to step, with changes of prompt",
     ),
+    "echo": StageInfo("longtake.training.echo_stage", "EchoStage", "Echo-Infinity's learned memory, on short takes"),
+    "echo_long": StageInfo(
+        "longtake.training.echo_stage",
+        "EchoLongStage",
+        "the same on long takes that go on from step to step, with changes of prompt",
+    ),
 }
 """By name; to add one, write the class and enter it here. Its section is in :mod:`longtake.training.sections`."""
 

@@ -90,21 +90,30 @@ class Run:
         """Where networks are."""
         return self.world.device
 
-    def network(self, name: str, module: nn.Module, settings: Optimization | None = None, every: int = 1) -> Network:
+    def network(
+        self,
+        name: str,
+        module: nn.Module,
+        settings: Optimization | None = None,
+        every: int = 1,
+        split: bool = True,
+    ) -> Network:
         """Makes a network that is trained, places it, and puts it under :attr:`networks`.
 
         Args:
             module: on the host, the same in every process; parameters without ``requires_grad`` stay as they are.
             settings: how; those of the stage by default.
             every: see :class:`Network`.
+            split: whether it may be split between processes (FSDP2): what is run is its ``forward``.
         """
         for p in module.parameters():
             if p.requires_grad:
                 p.data = p.data.float()  # an average with rate 0.99 stalls in bfloat16, and so do small steps
         if self.config.run.checkpointing:
             _call(module, "enable_gradient_checkpointing")
-        module = self._placed(module.train())
-        made = Network(name, module, settings or self.settings, self.world, every)
+        world = self.world if split else replace(self.world, fsdp=False)
+        module = self._placed(module.train(), world)
+        made = Network(name, module, settings or self.settings, world, every)
         self.networks[name] = made
         return made
 
@@ -112,10 +121,10 @@ class Run:
         """Places a network that is only used: no gradients to its weights, evaluation mode, not in checkpoints."""
         return self._placed(module.requires_grad_(False).eval())
 
-    def _placed(self, module: nn.Module) -> nn.Module:
+    def _placed(self, module: nn.Module, world: World | None = None) -> nn.Module:
         if self.config.run.compile and self.stage.compiles:
             _call(module, "compile_repeated_blocks")
-        return self.world.place(module, self.dtype if self.dtype != torch.float32 else None)
+        return (world or self.world).place(module, self.dtype if self.dtype != torch.float32 else None)
 
     def load_previous(self, stage: str, network: str, into: nn.Module) -> None:
         """Loads the averaged weights of a network of a finished stage (its plain weights if it has no average).

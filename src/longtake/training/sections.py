@@ -216,6 +216,38 @@ class Long(Dmd):
 
 
 @dataclass(frozen=True)
+class LearnedMemory:
+    """What the stages of a learned memory have besides."""
+
+    trains: str = setting("all", "The model and its memory, or the memory alone.", choices=("all", "memory"))
+    groups: int = setting(1, "Of layers, with a memory each.", least=1, most=1024)
+    normalize_keys: bool = setting(True, "Normalise the memory's keys, as the transformer's own are.")
+    memory: Optimization = section(
+        Optimization, "How the memory is optimised.", lr=1e-5, betas=(0.0, 0.999), weight_decay=0.01, clip=1.0
+    )
+
+
+@dataclass(frozen=True)
+class EchoShort(LearnedMemory, Dmd):
+    """Echo-Infinity's learned memory, on short takes."""
+
+    memories: tuple[str, ...] = setting(("echo",), "Of the rollouts, mixed per batch; one at least is echo.")
+    start: str = setting(
+        "dmd", "The stage it begins with, or model.checkpoint.", choices=("consistency", "dmd", "long", "checkpoint")
+    )
+
+
+@dataclass(frozen=True)
+class EchoLong(LearnedMemory, Long):
+    """The same on long takes."""
+
+    memories: tuple[str, ...] = setting(("echo",), "Of the rollouts, mixed per batch; one at least is echo.")
+    start: str = setting(
+        "echo", "The stage it begins with, or model.checkpoint, with its memory.", choices=("echo", "checkpoint")
+    )
+
+
+@dataclass(frozen=True)
 class Autoencoder(StageSection):
     """The pocket model's autoencoder."""
 
