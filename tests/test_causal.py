@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.memory import MemRoPE, Sliding, parse_memory
+from longtake.memory import Memory, MemRoPE, Sliding, parse_memory
 from longtake.training.causal import Layout, causal_layout, causal_plan, masked_plan, plan_for
 from longtake.training.causal_attention import attend, attending_causal
 from longtake.training.sequence import Plan, plan_sequence
@@ -164,6 +164,22 @@ def test_windows_are_those_of_the_policy_itself(chunk: int, sink: int, more: int
         expected = {int(w.argmax()): int(i) for w, i in zip(ran.weights[row], ran.ids[row], strict=True) if w.sum() > 0}
         found = {int(w.argmax()): int(i) for w, i in zip(plan.weights[row], plan.ids[row], strict=True) if w.sum() > 0}
         assert found == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 4), st.integers(0, 9), st.integers(0, 6), st.integers(1, 14))
+def test_unified_ids_are_those_of_the_policy_itself(chunk: int, sink: int, more: int, spare: int, count: int) -> None:
+    policy = Sliding(sink + chunk + more, sink, "unified", sink + chunk + more - 1 + spare)
+    plan = plan_for(policy, range(count), chunk)
+    memory = Memory(policy, num_layers=1, heads=1, head_dim=6, grid=(1, 1), chunk=chunk)
+    for row in range(count):
+        memory.begin_chunk()
+        places = memory.layout()
+        assert plan.own[row].tolist() == [p.id for p in places if p.role == "current"]
+        found = {int(w.argmax()): int(i) for w, i in zip(plan.weights[row], plan.ids[row], strict=True) if w.sum() > 0}
+        assert found == {p.frame: p.id for p in places if p.role != "current"}
+        with memory.recording():
+            memory.update(0, *torch.zeros(2, 1, chunk, 1, 6))
 
 
 # Gradients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -428,3 +429,15 @@ def test_what_only_loading_tells_is_refused_too(
     result = here("generate", PROMPT, "--model", "plain.pt", "--components", folder, "--memory", "echo")
     assert result.returncode == 2 and "needs trained weights" in result.stderr, result.stderr
     assert "Traceback" not in result.stderr and not list(tmp_path.glob("take*"))
+
+
+def test_the_page_makes_a_memory_for_the_pocket_model() -> None:
+    page = Path(__file__).parent.parent / "docs" / "echo.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "MemoryEncoder(" in block]
+    names: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), names)
+    pipe, encoder = names["pipe"], names["encoder"]
+    encoder.trained, pipe.memory_encoder = True, encoder
+    (chunk,) = run(pipe.start(PROMPT, "echo:frames=1"), 1)
+    assert chunk.video.isfinite().all()

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from longtake.checkpoints.wan import wan_to_diffusers
-from longtake.memory import MemRoPE, Sliding
+from longtake.memory import Echo, MemRoPE, Sliding
 from longtake.parity import policy_of, replay
 
 DATA = Path(__file__).parent / "data"
@@ -25,8 +25,8 @@ def test_published_pipelines_are_reproduced(name: str) -> None:
     assert result.chunks in (10, 13)
 
 
-def _altered(tmp_path: Path, drop: str = "", **changes: Any) -> Path:
-    with safe_open(DATA / "memrope_ema.safetensors", framework="pt") as file:
+def _altered(tmp_path: Path, drop: str = "", of: str = "memrope_ema", **changes: Any) -> Path:
+    with safe_open(DATA / f"{of}.safetensors", framework="pt") as file:
         spec = json.loads(file.metadata()["spec"])
         tensors = {key: file.get_tensor(key) for key in file.keys() if key != drop}  # noqa: SIM118
     path = tmp_path / "altered.safetensors"
@@ -139,6 +139,60 @@ def test_bad_tensors_are_refused_in_one_sentence(tmp_path: Path, name: str, valu
     assert re.search(message, _sentence(_put(tmp_path, {name: value})))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_frames": "three"}, "frames must be a whole number"),
+        ({"memory_frames": None}, "frames must be a whole number"),
+        ({"memory_frames": 4}, "a memory of 18 tokens, which are no whole frames"),
+        ({"memory_frames": 2}, "pictures of 9 tokens per frame, not 6"),
+        ({"max_id": 13}, "need the ids 0 to 14, and max_id is 13"),
+        ({"max_id": 20.5}, "max_id must be a whole number"),
+        ({"capacity": 5}, "past must be a whole number"),
+        ({"normalize_memory_k": True}, "lacks norm_k_out.weight"),
+        ({"normalize_memory_k": "no"}, "normalize_memory_k must be true or false"),
+        ({"update": "never"}, "update must be chunk_start or after_first_forward"),
+        ({"update": ["a"]}, "update must be a word"),
+        ({"rope": "absolute"}, "must have relative ids"),
+        ({"pooling": "global"}, "Unknown settings for echo: pooling"),
+        ({"drop": "memory.query_init"}, "holds no learned memory"),
+        ({"drop": "memory.to_v.bias"}, "lacks to_v.bias"),
+    ],
+)
+def test_bad_recordings_of_echo_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert re.search(message, _sentence(_altered(tmp_path, of="echo_long", **changes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("memory_states", torch.zeros(()), "memory_states must be"),
+        ("memory_states", torch.zeros(12, 1, 18, 96).long(), "memory_states must be"),
+        ("memory_states", torch.zeros(12, 1, 18, 95), r"must be \[1, 18, 96\]"),
+        ("memory.nothing", torch.zeros(1), "unexpected nothing"),
+        ("memory.to_v.bias", torch.zeros(95), "to_v.bias"),
+        ("memory.to_v.bias", torch.full((96,), float("inf")), "not all finite"),
+    ],
+)
+def test_bad_memories_are_refused(tmp_path: Path, name: str, value: torch.Tensor, message: str) -> None:
+    assert re.search(message, _sentence(_put(tmp_path, {name: value}, of="echo_long")))
+
+
+def test_settings_of_a_learned_memory_matter(tmp_path: Path) -> None:
+    for changes in ({"update": "chunk_start"}, {"max_id": 15}, {"capacity": 15}):
+        assert replay(_altered(tmp_path, of="echo_long", **changes)).max_abs_diff > 1.5e-4
+    with safe_open(DATA / "echo_long.safetensors", framework="pt") as file:
+        query = file.get_tensor("memory.query_init")
+    assert replay(_put(tmp_path, {"memory.query_init": -query}, of="echo_long")).max_abs_diff > 1.5e-4
+    path = _put(tmp_path, {"memory_states": torch.zeros(13, 1, 18, 96)}, of="echo_long")
+    assert replay(path).state_diff == float("inf")  # there are 12 updates
+    # A norm that is not used may be there, as it may be in released weights.
+    path = _put(tmp_path, {"memory.norm_k_out.weight": torch.ones(96)}, of="echo_long")
+    assert replay(path).max_abs_diff < 1e-4
+    path = _put(tmp_path, {"memory.norm_k_out.weight": torch.ones(96)}, of="echo_long", normalize_memory_k=True)
+    assert replay(path).max_abs_diff > 1.5e-4
+
+
 def test_latents_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     odd = {"noise": torch.zeros(1, 3, 16, 5, 6), "latents": torch.zeros(1, 3, 16, 5, 6)}
     assert "patches" in _sentence(_put(tmp_path, {**odd, "renoise": torch.zeros(3, 3, 16, 5, 6)}))
@@ -160,6 +214,9 @@ def test_every_setting_of_a_recording_is_used() -> None:
     spec |= {"pooling": "position", "adaptive": True, "rope": "absolute"}
     assert policy_of(spec) == MemRoPE(4, 8, 0.02, 0.2, "position", True, "absolute", "released")
     assert policy_of({"policy": "sliding", "capacity": 12, "sink": 1, "rope": "relative"}) == Sliding(12, 1, "relative")
+    spec = {"policy": "echo", "capacity": 14, "sink": 2, "chunk": 3, "memory_frames": 1, "max_id": 30}
+    assert policy_of({**spec, "update": "chunk_start"}) == Echo(1, 9, 2, 30)
+    assert policy_of({"policy": "echo"}) == Echo(update="after_first_forward")
 
 
 def test_names_cover_an_image_model_too() -> None:

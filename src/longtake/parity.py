@@ -194,6 +194,9 @@ def _check_inputs(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Non
     for name in _INPUTS:
         if not tensors[name].is_floating_point():
             raise ValueError(f"{name} must be floating-point numbers, not {tensors[name].dtype}.")
+    states = tensors.get("memory_states")
+    if states is not None and (not states.is_floating_point() or states.ndim != 4):
+        raise ValueError(f"memory_states must be numbers [updates, batch, tokens, width], not {list(states.shape)}.")
     noise, text = tensors["noise"], tensors["text"]
     channels, width = model.get("in_channels", 16), model.get("text_dim", 4096)
     if noise.ndim != 5 or noise.shape[0] != 1 or noise.shape[2] != channels or 0 in noise.shape:
@@ -263,5 +266,5 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> Parity:
         if states and state is not None and state is not before:
             worst_state = _worse(worst_state or 0.0, state[0], states.pop(0).float())
     if states and encoder is not None:
-        raise ValueError(f"The recording has {len(states)} more memory_states than this memory has updates.")
+        worst_state = float("inf")  # more states were recorded than there were updates here
     return Parity(str(spec["policy"]), noise.shape[1] // chunk, worst, worst_state)

@@ -1,14 +1,19 @@
-"""What the saved state of a memory must be, so that a damaged or foreign one is refused before anything changes."""
+"""The saved state of a memory: made, restored, and what it must be, so that a damaged or foreign one is refused before
+anything changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from longtake.memory.learned import Learned
 from longtake.memory.policy import FREE, LEARNED, LONG, SHORT
+
+if TYPE_CHECKING:
+    from longtake.memory.store import Memory
 
 _COUNTERS = {"frame", "open"}
 _NEWER = {"cut"}  # missing in older snapshots
@@ -62,3 +67,37 @@ def check_state(
             f"batch {batch}, {dtype}."
         )
     return tags
+
+
+def saved_state(memory: Memory) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """See ``Memory.state_dict``."""
+    with torch.no_grad():
+        end = max((slot + 1 for slot, tag in enumerate(memory.tags) if tag != FREE), default=0)
+        tensors = {"keys": memory.keys[:, :, :end], "values": memory.values[:, :, :end]}
+        for tag, (key, value) in memory.averages.items():
+            if tag in memory.tags:
+                tensors |= {f"average.{tag}.key": key, f"average.{tag}.value": value}
+        more, counters = ({}, {}) if memory.learned is None else memory.learned.state_dict()
+        tensors |= more
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    copies["tags"] = torch.tensor(memory.tags, dtype=torch.int64)
+    return copies, {"frame": memory.frame, "open": int(memory.open), "cut": int(memory.cut), **counters}
+
+
+def restore(memory: Memory, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
+    """See ``Memory.load_state_dict``."""
+    tags = check_state(memory._shape, memory.dtype, memory.chunk, tensors, counters, memory.learned)
+    stored = (tensors["keys"], tensors["values"])
+    memory.reset()
+    memory.tags, memory.frame, memory.open = tags, counters["frame"], bool(counters["open"])
+    memory.cut = bool(counters.get("cut", 0))  # snapshots from before there were cuts do not say
+    with torch.no_grad():
+        for index in range(stored[0].shape[2]):
+            memory._write(index, *(x[:, :, index].to(memory.device) for x in stored))
+        for tag in {*tags} & {LONG, SHORT}:
+            pair = (tensors[f"average.{tag}.key"], tensors[f"average.{tag}.value"])
+            memory._keep_average(tag, *(x.to(memory.device) for x in pair))
+    if memory.learned is not None:
+        memory.learned.load(tensors, counters)
+    if memory.open:
+        memory._prepare()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from longtake.memory.learned import Learned
-from longtake.memory.policy import CUT_GAP, FREE, LONG, PROMPT_CHANGES, SHORT, MemoryPolicy, Place, Update
-from longtake.memory.state import check_state
+from longtake.memory.policy import CUT_GAP, FREE, PROMPT_CHANGES, MemoryPolicy, Place, Update
+from longtake.memory.state import restore, saved_state
 from longtake.rope import Rope, rotate
 
 # Rotation makes float32 temporaries about four times this many elements: all layers at once for small models, groups
@@ -308,17 +308,7 @@ class Memory:
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """A complete copy on the CPU (a GPU may have no room for it): tensors and counters. Restored, it continues bit
         for bit. The cached prompt is left out: it is computed again from the text."""
-        with torch.no_grad():
-            end = max((slot + 1 for slot, tag in enumerate(self.tags) if tag != FREE), default=0)
-            tensors = {"keys": self.keys[:, :, :end], "values": self.values[:, :, :end]}
-            for tag, (key, value) in self.averages.items():
-                if tag in self.tags:
-                    tensors |= {f"average.{tag}.key": key, f"average.{tag}.value": value}
-            more, counters = ({}, {}) if self.learned is None else self.learned.state_dict()
-            tensors |= more
-            copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        copies["tags"] = torch.tensor(self.tags, dtype=torch.int64)
-        return copies, {"frame": self.frame, "open": int(self.open), "cut": int(self.cut), **counters}
+        return saved_state(self)
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
         """Continue from ``state_dict()`` of a memory with the same policy and sizes.
@@ -326,21 +316,7 @@ class Memory:
         Raises:
             ValueError: if the state is not one of such a memory; nothing is changed then.
         """
-        tags = check_state(self._shape, self.dtype, self.chunk, tensors, counters, self.learned)
-        stored = (tensors["keys"], tensors["values"])
-        self.reset()
-        self.tags, self.frame, self.open = tags, counters["frame"], bool(counters["open"])
-        self.cut = bool(counters.get("cut", 0))  # snapshots from before there were cuts do not say
-        with torch.no_grad():
-            for index in range(stored[0].shape[2]):
-                self._write(index, *(x[:, :, index].to(self.device) for x in stored))
-            for tag in {*tags} & {LONG, SHORT}:
-                pair = (tensors[f"average.{tag}.key"], tensors[f"average.{tag}.value"])
-                self._keep_average(tag, *(x.to(self.device) for x in pair))
-        if self.learned is not None:
-            self.learned.load(tensors, counters)
-        if self.open:
-            self._prepare()
+        restore(self, tensors, counters)
 
     # How it is done
 

@@ -29,7 +29,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from longtake.memory.policy import MemoryPolicy
+from longtake.memory.policy import MAX_ID, MemoryPolicy
 from longtake.memory.sliding import Sliding
 from longtake.training.sequence import Plan, plan_sequence
 
@@ -61,7 +61,12 @@ def masked_plan(sees: Tensor, ids: Tensor, own: Tensor) -> Plan:
 
 
 def causal_plan(
-    timeline: Sequence[int], chunk: int = 3, window: int | None = None, sink: int = 0, ids: str = "absolute"
+    timeline: Sequence[int],
+    chunk: int = 3,
+    window: int | None = None,
+    sink: int = 0,
+    ids: str = "absolute",
+    max_id: int = MAX_ID,
 ) -> Plan:
     """The plan of plain causal attention, or of a window with sinks: what the policy ``Sliding`` would hold.
 
@@ -71,15 +76,17 @@ def causal_plan(
         chunk: latent frames per chunk.
         window: frames a chunk attends to, sinks and itself included; None for all.
         sink: first frames of the take that never leave.
-        ids: "absolute" (frame number in the take) or "relative" (position among what is held).
+        ids: "absolute" (frame number in the take), "relative" (position among what is held) or "unified" (see
+            ``Sliding``), with ``max_id``.
 
     Raises:
         ValueError: if a setting is out of range.
     """
     steps = _timeline(timeline)
-    room = (steps[-1] + 1) * chunk if window is None else Sliding(window, sink, ids).capacity(chunk)
-    if ids not in ("absolute", "relative"):
-        raise ValueError(f"ids must be absolute or relative, not {ids!r}.")
+    room = (steps[-1] + 1) * chunk if window is None else Sliding(window, sink, ids, max_id).capacity(chunk)
+    if ids not in ("absolute", "relative", "unified") or (window is None and ids == "unified"):
+        accepted = "absolute or relative" + (", or unified in a window" if window is None else " or unified")
+        raise ValueError(f"ids must be {accepted}, not {ids!r}.")
     known = {frame: i for i, frame in enumerate(c * chunk + j for c in steps for j in range(chunk))}
     sees = torch.zeros(len(steps), len(known), dtype=torch.bool)
     places = torch.zeros(len(steps), len(known), dtype=torch.long)
@@ -91,11 +98,14 @@ def causal_plan(
             past_list = [*past[:sink], *past[len(past) - kept :]]
         else:
             past_list = list(past)
+        first = len(past_list) if ids == "relative" else step * chunk
+        if ids == "unified":
+            first = min(first, max_id - chunk + 1)
         for position, frame in enumerate(past_list):
             if frame in known:
                 sees[row, known[frame]] = True
-                places[row, known[frame]] = frame if ids == "absolute" else position
-        first = step * chunk if ids == "absolute" else len(past_list)
+                own_id = ids == "absolute" or (ids == "unified" and frame < sink)
+                places[row, known[frame]] = frame if own_id else first - len(past_list) + position
         own[row] = torch.arange(first, first + chunk)
     return masked_plan(sees, places, own)
 
@@ -129,7 +139,7 @@ def _plan_for(policy: MemoryPolicy | None, timeline: tuple[int, ...], chunk: int
     if policy is None:
         return causal_plan(timeline, chunk)
     if type(policy) is Sliding:  # also with absolute ids, and without running a memory through a long take
-        return causal_plan(timeline, chunk, policy.window, policy.sink, policy.ids)
+        return causal_plan(timeline, chunk, policy.window, policy.sink, policy.ids, policy.max_id)
     return plan_sequence(policy, timeline, chunk)
 
 

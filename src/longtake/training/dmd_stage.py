@@ -77,7 +77,10 @@ class DmdStage(Stage):
         if not self.settings.memories:
             raise ValueError(f"{self.name}.memories must name at least one memory.")
         for memory in self.settings.memories:
-            parse_memory(memory).capacity(self.config.model.chunk)
+            policy = parse_memory(memory)
+            policy.capacity(self.config.model.chunk)
+            if policy.learned:
+                raise ValueError(f"{self.name}.memories has {memory!r}, which needs weights that this stage has not.")
 
     def build(self, run: Run) -> None:
         model = self.config.model
