@@ -362,7 +362,7 @@ def test_readers_agree_with_the_truth_and_not_with_something_else() -> None:
         ("dmd", "dmd.frames=42", "any number of times 18"),
         ("long", "long.frames=60", "like 75"),
         ("dmd", "dmd.memories=[elephant]", "memrope, sliding"),
-        ("dmd", "dmd.memories=[echo]", "needs weights that this stage has not"),
+        ("dmd", "dmd.memories=[echo]", "the stages echo and echo_long train those"),
         ("causal", "causal.memories=['memrope:adaptive=true']", "fixed rates"),
         ("causal", "causal.memories=[causal]", "memrope, sliding"),
         ("causal", "causal.memories=[]", "at least one"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL import Image
@@ -39,6 +39,7 @@ class DmdStage(Stage):
     name = "dmd"
     title = "self-forcing with distribution matching, through the memories"
     start = "consistency"
+    learns: ClassVar[bool] = False  # whether it trains the weights of a learned memory
 
     @property
     def settings(self) -> Dmd:
@@ -79,8 +80,11 @@ class DmdStage(Stage):
         for memory in self.settings.memories:
             policy = parse_memory(memory)
             policy.capacity(self.config.model.chunk)
-            if policy.learned:
-                raise ValueError(f"{self.name}.memories has {memory!r}, which needs weights that this stage has not.")
+            if policy.learned and not self.learns:
+                raise ValueError(
+                    f"{self.name}.memories has {memory!r}, which has weights of its own: the stages echo and echo_long "
+                    "train those."
+                )
 
     def build(self, run: Run) -> None:
         model = self.config.model

@@ -44,6 +44,8 @@ class LearnedMemoryStage(DmdStage):
     attention have gradients in every step of the generator, whichever denoising step it ends at.
     """
 
+    learns = True
+
     @property
     def settings(self) -> EchoShort | EchoLong:
         """The section of this stage."""
