@@ -31,31 +31,30 @@ def optical_flow(a: np.ndarray, b: np.ndarray, iterations: int = 4) -> np.ndarra
         if flow.shape[1:] != first.shape:
             flow = 2 * np.stack([_resized(f, first.shape) for f in flow])
         for _ in range(iterations):
-            flow = _median(flow + _step(first, _warped(second, flow)))
+            flow = _median(flow + _step(first, *_warped(second, flow)))
     return flow
 
 
-def _step(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The motion between two pictures that are nearly aligned."""
-    mean = (first + second) / 2
-    gy, gx = np.gradient(mean)
+def _step(first: np.ndarray, second: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The motion between two pictures that are nearly aligned; what came from outside the second one has no say."""
+    gy, gx = np.gradient((first + second) / 2) * inside
     gt = second - first
-    xx, xy, yy, xt, yt = (_box(p) for p in (gx * gx, gx * gy, gy * gy, gx * gt, gy * gt))
+    xx, xy, yy, xt, yt = _box(np.stack([gx * gx, gx * gy, gy * gy, gx * gt, gy * gt]))
     xx, yy = xx + _STEADY, yy + _STEADY
     det = xx * yy - xy * xy
     return np.stack([(xy * yt - yy * xt) / det, (xy * xt - xx * yt) / det]).clip(-_STEP, _STEP)
 
 
 def _box(values: np.ndarray) -> np.ndarray:
-    """Means over 9x9 pixels, as far as these lie in the picture."""
-    for axis in (0, 1):
-        total = np.cumsum(values, axis=axis, dtype=np.float64)
+    """Means over 9x9 pixels of ``[n, height, width]``, as far as these lie in the picture."""
+    for axis in (1, 2):
         size = values.shape[axis]
-        high = np.minimum(np.arange(size) + _RADIUS, size - 1)
-        low = np.arange(size) - _RADIUS - 1
-        before = np.take(total, np.maximum(low, 0), axis) * np.expand_dims(low >= 0, 1 - axis)
-        length = np.expand_dims(high - np.maximum(low, -1), 1 - axis)
-        values = ((np.take(total, high, axis) - before) / length).astype(np.float32)
+        start = np.zeros_like(values.take([0], axis))
+        total = np.cumsum(np.concatenate([start, values], axis), axis=axis)
+        at = np.arange(size)
+        low, high = np.maximum(at - _RADIUS, 0), np.minimum(at + _RADIUS + 1, size)
+        length = (high - low).astype(np.float32)
+        values = (total.take(high, axis) - total.take(low, axis)) / (length if axis == 2 else length[:, None])
     return values
 
 
@@ -83,17 +82,20 @@ def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return _sampled(values, *np.meshgrid(y, x, indexing="ij"))
 
 
-def _warped(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    y, x = np.indices(picture.shape, dtype=np.float32)
-    return _sampled(picture, y + flow[1], x + flow[0])
+def _warped(picture: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A picture seen along a flow, and where that is inside of it."""
+    y, x = np.indices(picture.shape, np.float32) + flow[::-1]
+    inside = (y >= 0) & (y <= picture.shape[0] - 1) & (x >= 0) & (x <= picture.shape[1] - 1)
+    return _sampled(picture, y, x), inside
 
 
 def _sampled(picture: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Bilinear; outside, what is at the edge."""
     height, width = picture.shape
     y, x = y.clip(0, height - 1), x.clip(0, width - 1)
-    top, left = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
+    top, left = np.floor(y), np.floor(x)
     fy, fx = y - top, x - left
+    top, left = top.astype(np.int64), left.astype(np.int64)
     flat, at = picture.ravel(), top * width + left
     right, down = (left < width - 1).astype(np.int64), (top < height - 1) * width
     upper = flat[at] * (1 - fx) + flat[at + right] * fx

@@ -91,14 +91,13 @@ class Meter:
         """The next frame, uint8 RGB ``[height, width, 3]``."""
         self._note(self._steps.add(frame))
         if self.frames % self._every == 0:
-            y = luma(frame)
-            self._note(looks(frame, y))
+            self._note(looks(frame, luma(frame)))
             self._colours += lab_histogram(frame)
             self._identify(frame)
-            if self._before is not None:
-                self._move(luma(self._before), y)
-        # only where flow will be asked for: a copy of every frame is what would be left of a reader's buffer
-        self._before = frame if (self.frames + 1) % self._every == 0 else None
+        # from a sample to the frame after it: so a pair lies in one window
+        if self._before is not None and self.frames % self._every == 1 % self._every:
+            self._move(luma(self._before), luma(frame))
+        self._before = frame
         self.frames += 1
         self._in_window += 1
         if self._in_window == self._per_window:

@@ -130,8 +130,8 @@ def _of_look(look: _Look) -> list[Metric]:
 _FEATURES = "cosine of features, see --features; as the subject consistency of VBench, Huang et al., arXiv 2311.17982"
 _LOOPS = "autocorrelation from the variogram, Matheron 1963; Box and Jenkins 1970 for the longest lag"
 _SEAM = (
-    "mean at {0} boundaries of s minus mean elsewhere; s = mean over 16x16 blocks and colours of |d(t) - (d(t-1) + "
-    "d(t+1)) / 2|, d(t) the step of the block means from frame t-1 to t"
+    "mean at {0} boundaries of s minus mean elsewhere; s = mean over a grid of 16x16 blocks and colours of |d(t) - "
+    "(d(t-1) + d(t+1)) / 2|, d(t) the step of the block means from frame t-1 to t"
 )
 
 _REST = (
@@ -183,7 +183,7 @@ _REST = (
     Metric(
         "flicker",
         "flicker",
-        "mean over frames of the median over 16x16 blocks of |Y(t-1) - 2 Y(t) + Y(t+1)| / 4",
+        "mean over frames of the median over a grid of 16x16 blocks of |Y(t-1) - 2 Y(t) + Y(t+1)| / 4",
         "%",
         "lower",
         "Longtake: the amplitude of a light that alternates from frame to frame",
@@ -216,8 +216,8 @@ _REST = (
     Metric(
         "jumps",
         "jumps and cuts",
-        "frames where the mean |step| of 16x16 block means is above 0.5 % and over 4 times that of any of the 4 frames "
-        "before and after",
+        "frames where the mean |step| of the means of a grid of 16x16 blocks is above 0.5 % and over 4 times that of "
+        "any of the 4 frames before and after",
         "1/min",
         "lower",
         "pair-wise comparison: Zhang, Kankanhalli and Smoliar, 1993",

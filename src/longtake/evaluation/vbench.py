@@ -99,7 +99,8 @@ def run_vbench(sources: Sequence[Source], settings: VBenchSettings, note: Note) 
         request.write_text(json.dumps({**asked, **where}), encoding="utf-8")
         note(f"VBench: {', '.join(settings.dimensions)} of {sum(numbers)} clips ...")
         done = subprocess.run(
-            [str(python), str(_WORKER), str(request), str(answer)],
+            # isolated: else the worker's folder, which has a vbench.py of its own, comes first
+            [str(python), "-I", str(_WORKER), str(request), str(answer)],
             cwd=folder,
             env=clean_environment(),
             stdin=subprocess.DEVNULL,
@@ -132,7 +133,7 @@ def _means(scores: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str, 
 
 
 def cut_clips(source: Source, settings: VBenchSettings, folder: Path, prefix: str) -> int:
-    """Cuts a video into clips of one length, without loss where H.264 can be written; returns how many.
+    """Cuts a video into clips of one length, as lossless H.264 where that can be written; returns how many.
 
     A video that is shorter than a clip is one clip. Of an odd height or width the last row or column is left out.
 

@@ -53,10 +53,10 @@ def main() -> None:
 
 def _reason(error: Exception) -> str:
     name = type(error).__name__
-    text = " ".join(str(error).split()).rstrip(".")[:200]
     missing = isinstance(error, FileNotFoundError) and str(error.filename or "").endswith((".pth", ".pt"))
     if missing or name in _NO_NETWORK or (isinstance(error, FileNotFoundError) and error.filename == "wget"):
-        return f"its weights are not here and could not be downloaded, which needs a network and wget ({text})"
+        return "its weights are not here and could not be downloaded, which needs a network and wget"
+    text = " ".join(str(error).split()).rstrip(".")[:200]
     return f"VBench failed ({name}: {text})"
 
 
