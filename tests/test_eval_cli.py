@@ -116,7 +116,7 @@ def test_what_cannot_be_measured_is_left_out(cli: Cli, videos: Path, tmp_path: P
     # in a process of its own, of a file of H.264: what is measured here of the frames that were written
     found = measure(clean(SECONDS)).metrics
     for name, value in report["videos"][0]["metrics"].items():
-        if name in ("brightness", "saturation", "contrast", "consistency_start", "frame_difference"):
+        if name in ("brightness", "saturation", "contrast", "consistency_start", "jumps"):
             assert value == pytest.approx(found[name], rel=0.05), name
 
 

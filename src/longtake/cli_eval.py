@@ -8,7 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from longtake.cli_progress import say, tell, warn
 from longtake.evaluation.registry import METRICS
@@ -44,6 +46,75 @@ class EvalRequest:
     device: str | None = None
     listing: bool = False
     quiet: bool = False
+
+
+def evaluate(
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="VIDEO...", help="Video files of one size.", show_default=False),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with a name that ends in .json after it, write it there.")
+    ] = False,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw curves over time into this folder, as SVG.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List what is measured: formulas, units, sources.")] = False,
+    window: Annotated[str, typer.Option(help="Length of the windows that trends are over.")] = "2s",
+    chunk: Annotated[
+        str, typer.Option(metavar="FIRST,REST|none", help="Frames of the first chunk and of later ones.")
+    ] = "9,12",
+    decoder: Annotated[
+        str,
+        typer.Option(metavar="FIRST,REST|none", help="Frames that the decoder makes of the first latent, of others."),
+    ] = "1,4",
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="fixed|dino|clip|dinov2|DIR",
+            help="What identity and loops are judged by: colours and edges (no download), or a network, downloaded on "
+            "first use (340 to 610 MB) or in a folder.",
+        ),
+    ] = "fixed",
+    vbench: Annotated[
+        bool,
+        typer.Option(
+            "--vbench",
+            help="Ask VBench, too. The first time, its package (several GB) and then its weights are downloaded.",
+        ),
+    ] = False,
+    dimensions: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="VBench: which dimensions. Default: the seven of long video.")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="VBench: length of clips. Default: 2s.")] = None,
+    clips: Annotated[int | None, typer.Option(help="VBench: at most so many clips per video. Default: all.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="VBench: where to compute. Default: auto.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure videos: drift, motion, flicker, seams, loops, identity; see docs/eval.md.
+
+    Exit code: 0 if all was measured, 3 if something was left out, 2 if nothing could be measured, 1 if the results
+    could not be written.
+    """
+    request = EvalRequest(
+        tuple(videos or ()),
+        as_json,
+        plots,
+        window,
+        chunk,
+        decoder,
+        features,
+        vbench,
+        dimensions,
+        clip,
+        clips,
+        device,
+        listing,
+        quiet,
+    )
+    raise typer.Exit(eval_command(request))
 
 
 def eval_command(request: EvalRequest) -> int:
