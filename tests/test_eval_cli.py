@@ -290,6 +290,14 @@ def test_curves_with_gaps() -> None:
     assert chart([(x, np.full(5, 3.0))], ["a"], "title", "seconds") is not None
 
 
+def test_a_frozen_video_is_still_in_a_file(tmp_path: Path) -> None:
+    """The encoder's key frames, one with every chunk, are no motion; nothing else is wrong with it."""
+    found = evaluate(write(tmp_path / "frozen.mp4", np.repeat(clean(0.1)[:1], 96, 0))).metrics
+    assert found["still_windows"] == 100 and found["jumps"] == 0 and found["flicker"] < 0.05
+    assert found["loop_strength"] != found["loop_strength"]  # nothing changes, so nothing comes back
+    assert abs(found["seam_chunk"]) < 0.3 and found["consistency_end"] > 0.99
+
+
 def test_settings_reach_the_meter(videos: Path) -> None:
     found = evaluate(videos / "good.mp4", Settings(window=3, chunk=None))
     assert len(found.measured.seconds) == 3 and np.isnan(found.metrics["seam_chunk"])

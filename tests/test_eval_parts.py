@@ -18,6 +18,7 @@ from longtake.evaluation.loops import count_returns, find_loop
 from longtake.evaluation.meter import Meter
 from longtake.evaluation.pictures import block_means, hellinger, lab, lab_histogram, looks, luma
 from longtake.evaluation.settings import parse_boundaries
+from longtake.evaluation.source import _Gaps
 from longtake.evaluation.steps import Steps
 from longtake.evaluation.streams import Correlogram, Trends, Windows
 from tests.helpers_videos import texture
@@ -193,6 +194,21 @@ def test_trends_are_least_squares(values: list[float], start: float) -> None:
     assert np.isnan(none)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 400), st.integers(0, 10**6))
+def test_gaps_of_times_that_come_nearly_in_order(count: int, seed: int) -> None:
+    """As B-frames do; never more than a few are waiting."""
+    rng = RNG(seed)
+    times = np.cumsum(rng.integers(0, 50, count))
+    gaps = _Gaps()
+    for index in np.argsort(np.arange(count) + rng.uniform(0, 16, count)):
+        gaps.add(int(times[index]))
+        assert len(gaps._waiting) <= 32
+    gaps.end()
+    assert (gaps.count, gaps.span) == (count, times[-1] - times[0])
+    assert (gaps.least, gaps.most) == (np.diff(times).min(), np.diff(times).max())
+
+
 def unit(rng: np.random.Generator, count: int) -> np.ndarray:
     vectors = rng.normal(size=(count, 6)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -306,7 +322,7 @@ def test_short_videos() -> None:
     meter = Meter(16)
     with pytest.raises(ValueError, match="no frames"):
         meter.result()
-    for frame in RNG(0).integers(0, 256, (3, 20, 24, 3), np.uint8):
+    for frame in RNG(0).integers(0, 256, (4, 20, 24, 3), np.uint8):
         meter.add(frame)
     found = meter.result().metrics
     assert found["motion"] > 0 and found["flicker"] > 0

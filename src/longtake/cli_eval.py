@@ -209,6 +209,10 @@ def _measure(
         return 2
     if len({source.fps for source in good}) > 1:
         warn("These videos have different frame rates: flicker, seams and differences of neighbours do not compare.")
+    if settings.features != "fixed":
+        from longtake.quiet import quieten_libraries
+
+        quieten_libraries()
     try:
         extract = load_features(settings.features)
     except ValueError as error:

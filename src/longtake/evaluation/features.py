@@ -121,16 +121,13 @@ def _learned(name: str) -> Extract:
     import torch
     from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
-    from longtake.quiet import quieten_libraries
-
-    quieten_libraries()
     known = LEARNED.get(name)
     where = known.repository if known else os.fspath(name)
     try:
         config = AutoConfig.from_pretrained(where)
         clip = config.model_type.startswith("clip")
         network: Any = (CLIPVisionModelWithProjection if clip else AutoModel).from_pretrained(where).eval()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         if known is None:
             raise ValueError(f"The features in {name} cannot be loaded ({reason}).") from None
