@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from longtake import __version__
+from longtake.cli_eval import evaluate
 from longtake.cli_progress import open_streams, say, settle_streams, tell
 from longtake.training.command import train
 
@@ -319,6 +320,9 @@ def parity(
     from longtake.cli_parity import compare
 
     raise typer.Exit(compare(files, tolerance))
+
+
+app.command("eval")(evaluate)
 
 
 @app.command()
