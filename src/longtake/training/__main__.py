@@ -19,6 +19,13 @@ def main() -> None:
     app.command()(train)
     try:
         app(prog_name="python -m longtake.training")
+    except SystemExit as end:
+        settle_streams()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(end.code, int):
+            # All is written, and the group is left. Threads of gloo may still hold tensors: one that lets go of them
+            # while the interpreter ends takes the process with it (SIGABRT), and torchrun the others.
+            os._exit(end.code)
+        raise
     finally:
         settle_streams()
 
