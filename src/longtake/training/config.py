@@ -37,6 +37,10 @@ CONFIGS = Path(__file__).parent / "configs"
 STAGES = ("autoencoder", "text_encoder", "teacher", "causal", "consistency", "dmd", "long", "echo", "echo_long")
 """Sections that are stages, in the order of training."""
 
+_DISTILLED: dict[str, Any] = {"betas": (0.0, 0.999), "weight_decay": 0.01, "clip": 10.0}
+_SHORT = {**_DISTILLED, "lr": 2e-6, "ema_start": 200}
+_LONG = {**_DISTILLED, "lr": 1e-5, "ema": None, "frames": 237}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -51,44 +55,10 @@ class Config:
     teacher: Teacher = section(Teacher, "Stage: bidirectional flow matching over whole clips.")
     causal: Causal = section(Causal, "Stage: the causal student.")
     consistency: Consistency = section(Consistency, "Stage: the start for few steps.", lr=2e-6)
-    dmd: Dmd = section(
-        Dmd,
-        "Stage: self-forcing with distribution matching.",
-        lr=2e-6,
-        betas=(0.0, 0.999),
-        weight_decay=0.01,
-        clip=10.0,
-        ema_start=200,
-    )
-    long: Long = section(
-        Long,
-        "Stage: the same on long takes.",
-        lr=1e-5,
-        betas=(0.0, 0.999),
-        weight_decay=0.01,
-        clip=10.0,
-        ema=None,
-        frames=237,
-    )
-    echo: EchoShort = section(
-        EchoShort,
-        "Stage: Echo-Infinity's learned memory, on short takes.",
-        lr=2e-6,
-        betas=(0.0, 0.999),
-        weight_decay=0.01,
-        clip=10.0,
-        ema_start=200,
-    )
-    echo_long: EchoLong = section(
-        EchoLong,
-        "Stage: the same on long takes.",
-        lr=1e-5,
-        betas=(0.0, 0.999),
-        weight_decay=0.01,
-        clip=10.0,
-        ema=None,
-        frames=237,
-    )
+    dmd: Dmd = section(Dmd, "Stage: self-forcing with distribution matching.", **_SHORT)
+    long: Long = section(Long, "Stage: the same on long takes.", **_LONG)
+    echo: EchoShort = section(EchoShort, "Stage: Echo-Infinity's learned memory, on short takes.", **_SHORT)
+    echo_long: EchoLong = section(EchoLong, "Stage: the same on long takes.", **_LONG)
 
     @property
     def parts_trained(self) -> tuple[str, ...]:
