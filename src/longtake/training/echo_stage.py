@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ class LearnedMemoryStage(DmdStage):
     learns = True
 
     @property
+    @abstractmethod
     def settings(self) -> EchoShort | EchoLong:
         """The section of this stage."""
-        raise NotImplementedError
 
     def check_config(self) -> None:
         super().check_config()
@@ -58,8 +59,6 @@ class LearnedMemoryStage(DmdStage):
             raise ValueError(f"{self.name}.memories must name the memory that is to learn: echo.")
         if len({policy.frames for policy in learned}) > 1:
             raise ValueError(f"All of {self.name}.memories must have as many memory frames: one set of weights learns.")
-        if any(policy.static for policy in learned) and len(learned) > 1:
-            raise ValueError(f"{self.name}.memories: echo:static=true is a model of its own; train it alone.")
         if self.settings.start == "checkpoint" and not self.config.model.checkpoint:
             raise ValueError(f"{self.name}.start is checkpoint, and there is no model.checkpoint.")
 
