@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longtake.training.checkpoint import newest
 from longtake.training.config import Config, load_config
+from longtake.training.registry import make_stage
 from longtake.training.run import Run
 from longtake.training.stage import Stage
 
@@ -76,6 +77,22 @@ def flat(state: Any, path: str = "") -> dict[str, Any]:
     if isinstance(state, list) and any(isinstance(x, dict | Tensor) for x in state):
         return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{path}/{i}").items()}
     return {path: state}
+
+
+def assert_resumes(stage: str, config: Config, whole: Path, stopped: Path) -> None:
+    """A run that is stopped after its second step and goes on ends with the checkpoint of one that is not, bit for bit.
+
+    Args:
+        whole, stopped: folders with what the stage begins with, for each of the two.
+    """
+    train(make_stage(stage, config), whole)
+    train(make_stage(stage, config), stopped, stop=iter([False, True] + [False] * 9).__next__)
+    assert saved(stopped, stage)["step"] == 2
+    train(make_stage(stage, config), stopped)
+    first, second = saved(whole, stage), saved(stopped, stage)
+    for state in (first, second):
+        state.pop("minutes", None)
+    assert differences(first, second) == []
 
 
 def differences(first: Any, second: Any) -> list[str]:

@@ -9,7 +9,7 @@ from longtake.training.config import Config, load_config
 from longtake.training.exporting import export
 from longtake.training.registry import make_stage
 from longtake.training.run import Run
-from tests.helpers_train import column, differences, saved, tiny, train
+from tests.helpers_train import assert_resumes, column, saved, tiny, train
 from tests.test_train_command import torchrun
 from tests.test_train_stages import begun, copy_of, learned  # noqa: F401 (begun is a fixture)
 
@@ -62,15 +62,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(stage: str, short: Path,
     """`echo_long` is stopped in the middle of takes, with states of their memories."""
     stages = BEFORE if stage == "echo" else (*BEFORE, "echo")
     whole, stopped = (copy_of(short, tmp_path / name, *stages) for name in ("whole", "stopped"))
-    settings = tiny(f"{stage}.steps=5", "run.accumulate=2")
-    train(make_stage(stage, settings), whole)
-    train(make_stage(stage, settings), stopped, stop=iter([False, True] + [False] * 9).__next__)
-    assert saved(stopped, stage)["step"] == 2
-    train(make_stage(stage, settings), stopped)
-    first, second = saved(whole, stage), saved(stopped, stage)
-    for state in (first, second):
-        state.pop("minutes", None)
-    assert differences(first, second) == []
+    assert_resumes(stage, tiny(f"{stage}.steps=5", "run.accumulate=2"), whole, stopped)
 
 
 @pytest.mark.parametrize("trains", ["all", "memory"])

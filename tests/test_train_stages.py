@@ -34,7 +34,7 @@ from longtake.training.worldsequences import CHUNKS, WorldSequences
 from longtake.video import probe
 from tests.conftest import Cli
 from tests.helpers_pipeline import build
-from tests.helpers_train import column, differences, saved, tiny, train
+from tests.helpers_train import assert_resumes, column, saved, tiny, train
 from tests.test_train_command import torchrun
 
 WORLD = ("data.source=world", "model.text=stage", "model.text_dim=16", "text_encoder.width=16", "data.level=plain")
@@ -178,15 +178,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(stage: str, begun: Path,
     stages = before.get(stage, ["teacher", "causal", "consistency"] + ["dmd"] * (stage == "long"))
     changes = ("long.steps=5", "run.accumulate=2") if stage == "long" else (f"{stage}.steps=5",)
     whole, stopped = (copy_of(begun, tmp_path / name, *stages) for name in ("whole", "stopped"))
-    settings = config(*changes)
-    train(make_stage(stage, settings), whole)
-    train(make_stage(stage, settings), stopped, stop=iter([False, True] + [False] * 9).__next__)
-    assert saved(stopped, stage)["step"] == 2
-    train(make_stage(stage, settings), stopped)
-    first, second = saved(whole, stage), saved(stopped, stage)
-    for state in (first, second):
-        state.pop("minutes", None)
-    assert differences(first, second) == []
+    assert_resumes(stage, config(*changes), whole, stopped)
 
 
 @pytest.mark.parametrize("stage", ["causal", "dmd"])
