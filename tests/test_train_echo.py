@@ -123,6 +123,14 @@ def saved_model(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def test_clips_may_be_longer_than_the_teachers(short: Path, tmp_path: Path) -> None:
+    """A rollout keeps as many frames as this stage's own clips are long, whatever another stage says of its."""
+    folder = copy_of(short, tmp_path / "run", *BEFORE, "echo")
+    longer = ("echo_long.clip_frames=39", "echo_long.overlap=24", "echo_long.frames=54", "echo_long.steps=2")
+    train(make_stage("echo_long", tiny(*longer, "long.clip_frames=21")), folder)
+    assert saved(folder, "echo_long")["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("stage", "change", "says"),
     [

@@ -46,6 +46,11 @@ class DmdStage(Stage):
         """The section of this stage."""
         return self.config.dmd
 
+    @property
+    def clip_frames(self) -> int:
+        """Latent frames that the scores see at once."""
+        return self.config.model.frames
+
     def needs(self) -> tuple[str, ...]:
         model = self.config.model
         teacher = () if model.teacher else ("teacher",)
@@ -171,7 +176,7 @@ class DmdStage(Stage):
             chunk=model.chunk,
             grad_chunks=self.settings.gradient_chunks,
             functional=functional,
-            keep=max(model.frames, self.config.long.clip_frames),
+            keep=self.clip_frames,
             dtype=run.dtype,
             **self.remembering(),
         )

@@ -31,6 +31,10 @@ class LongStage(DmdStage):
     def settings(self) -> Long:
         return self.config.long
 
+    @property
+    def clip_frames(self) -> int:
+        return self.settings.clip_frames
+
     def check_config(self) -> None:
         long = self.settings
         self._check_memories()
