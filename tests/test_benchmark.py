@@ -56,10 +56,30 @@ def test_soak(tmp_path: Path) -> None:
     assert all(f"{row['rss_mb']:.1f} MB" in made.stdout and row["rss_mb"] > 50 for row in report["rows"])
 
 
+def test_a_day_goes_on_where_it_was_stopped(tiny_folder: Path, tmp_path: Path) -> None:
+    def rows(out: str, *seconds: float) -> list[dict[str, float]]:
+        for hours in seconds:
+            words = ("--hours", str(hours / 3600), "--every", "0.1", "--model", str(tiny_folder), "--threads", "1")
+            made = run("--out", tmp_path / out, *words, name="endurance")
+            assert made.returncode == 0, made.stderr
+        found: list[dict[str, float]] = json.loads((tmp_path / out / "rows.json").read_text())["rows"]
+        return found
+
+    whole, parts = rows("whole", 19), rows("parts", 12, 19)
+    assert [round(row["minutes"], 1) for row in whole] == [0.1, 0.2, 0.3, 0.3]
+    ours = ("ms", "rss_mb")  # not the video's
+    for a, b in zip(whole, parts, strict=True):
+        assert {k: v for k, v in a.items() if k not in ours} == {k: v for k, v in b.items() if k not in ours}
+    assert whole[0]["colours"] == 0 < whole[1]["colours"] and whole[0]["largest"] > 0
+    assert len(list((tmp_path / "whole" / "frames").iterdir())) == 4
+    assert (tmp_path / "whole" / "sheet.png").exists() and (tmp_path / "whole" / "curves" / "ms.svg").exists()
+
+
 def test_others_refuse() -> None:
     for name, *arguments in (
         ("soak", "--memory", "nothing"),
         ("soak", "--chunks", "0"),
+        ("endurance", "--out", "nowhere", "--every", "0.01"),
         ("pocket_quality", "--seeds", "x"),
         ("pocket_quality", "--memories", "memrope,sliding"),
     ):
