@@ -23,7 +23,7 @@ def pays(q: Tensor, k: Tensor) -> bool:
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Attention without a mask over ``[batch, heads, tokens, head_dim]``: two matrix products and a softmax in float32.
+    """Attention without a mask over ``[batch, heads, tokens, head_dim]``: two products and a softmax, in float32 at least.
 
     Args:
         q, k, v: all of one dtype.
@@ -36,7 +36,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(-1, -2)).to(exact) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return scores.softmax(-1).to(v.dtype) @ v
 
 
