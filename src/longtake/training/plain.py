@@ -23,7 +23,7 @@ def pays(q: Tensor, k: Tensor) -> bool:
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Attention without a mask over ``[batch, heads, tokens, head_dim]``: two products and a softmax, in float32 at least.
+    """Attention without a mask over ``[batch, heads, tokens, head_dim]``: two products and a softmax in full precision.
 
     Args:
         q, k, v: all of one dtype.
