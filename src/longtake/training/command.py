@@ -129,7 +129,6 @@ def _plan(request: TrainRequest) -> tuple[Config, list[str], Path]:
 def _train(request: TrainRequest, config: Config, names: list[str], folder: Path) -> int:
     import torch
 
-    from longtake.heap import keep_heap
     from longtake.quiet import quieten_libraries
     from longtake.training.checkpoint import Stopped
     from longtake.training.distributed import World
@@ -142,8 +141,6 @@ def _train(request: TrainRequest, config: Config, names: list[str], folder: Path
             make_stage(name, config).check_config()
         with stop:
             world = World.start(config.run.device, config.run.fsdp)
-            if world.device.type == "cpu":
-                keep_heap()
             for name in names:
                 if not _stage(request, config, name, folder, world, stop):
                     break
