@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from longtake import __version__
+from longtake.cli_compare import compare
 from longtake.cli_eval import evaluate
 from longtake.cli_options import (
     Components,
@@ -294,6 +295,7 @@ def parity(
 
 
 app.command("eval")(evaluate)
+app.command()(compare)
 
 
 @app.command()

@@ -7,10 +7,11 @@ units for independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Signs:
     p: float
 
 
-def units(values: Mapping[tuple[Hashable, Hashable], float]) -> tuple[np.ndarray, str]:
+def units(values: Mapping[tuple[Any, Any], float]) -> tuple[np.ndarray, str]:
     """Averages what is not independent.
 
     With `LEAST` prompts or more a unit is a prompt, the mean over its seeds, and what is found speaks of prompts like
@@ -65,13 +66,17 @@ def units(values: Mapping[tuple[Hashable, Hashable], float]) -> tuple[np.ndarray
     Returns:
         The units ``[n]`` in the order of the prompts, and what they are: "prompts" or "videos".
     """
-    known = {key: value for key, value in values.items() if not math.isnan(value)}
-    by_prompt: dict[Hashable, list[float]] = {}
-    for (prompt, _), value in known.items():
+    return unit_rows({key: np.asarray(value, dtype=float) for key, value in values.items() if not math.isnan(value)})
+
+
+def unit_rows(values: Mapping[tuple[Any, Any], np.ndarray]) -> tuple[np.ndarray, str]:
+    """As :func:`units`, of arrays of one shape: ``[n, ...]``."""
+    by_prompt: dict[Any, list[np.ndarray]] = {}
+    for (prompt, _), value in values.items():
         by_prompt.setdefault(prompt, []).append(value)
     if len(by_prompt) >= LEAST:
-        return np.array([math.fsum(v) / len(v) for v in by_prompt.values()]), "prompts"
-    return np.array(list(known.values()), dtype=float), "videos"
+        return np.stack([np.mean(rows, axis=0) for rows in by_prompt.values()]), "prompts"
+    return np.stack(list(values.values())) if values else np.zeros(0), "videos"
 
 
 def bootstrap(values: np.ndarray, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
