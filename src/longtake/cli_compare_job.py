@@ -146,6 +146,8 @@ def make(comparison: Comparison, job: Job, folder: Path, stop: Stop, at_once: in
     from longtake.cli_prepare import prepare
 
     request = dataclasses.replace(request_of(comparison, job, folder), resume=state == "continue")
+    if request.threads is None and at_once > 1:
+        request = dataclasses.replace(request, threads=max(1, usable_cores() // at_once))
     plan = prepare(request)
     for warning in plan.warnings:
         warn(warning)

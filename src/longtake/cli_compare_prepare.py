@@ -13,7 +13,6 @@ from longtake.checkpoints.choice import place_of
 from longtake.checkpoints.memory_file import memory_path
 from longtake.checkpoints.sources import parse_lora
 from longtake.cli_compare_job import with_options
-from longtake.cli_generate import usable_cores
 from longtake.cli_prepare import Job as Planned
 from longtake.cli_prepare import Request, asked_for, check_words, prepare
 from longtake.cli_progress import warn
@@ -99,7 +98,7 @@ def define(request: CompareRequest, folder: Path) -> Comparison:
             decoder=Boundaries(1, facts.temporal),
             features=request.features,
         ),
-        options=_shared(request),
+        options=request.options,
         weights=weights,
         weights_sha256=_fingerprints(entries, weights, facts),
     )
@@ -110,13 +109,6 @@ def define(request: CompareRequest, folder: Path) -> Comparison:
     for warning in dict.fromkeys(warnings):
         warn(warning)
     return comparison
-
-
-def _shared(request: CompareRequest) -> dict[str, Any]:
-    """Options with a number of threads that leaves room for the videos beside."""
-    if request.jobs == 1 or request.ray is not None or "threads" in request.options:
-        return request.options
-    return {**request.options, "threads": max(1, usable_cores() // request.jobs)}
 
 
 def absolute_lora(text: str) -> str:

@@ -182,7 +182,7 @@ def _of_differences(summary: Summary) -> str:
         "The memory less the baseline, for the same prompt and noise: the mean, its 95 % interval, how often there is "
         "more : less of it, and p of a sign test, corrected for the number of memories (Holm). ▲ better and ▼ worse "
         f"mark a corrected p of at most {SURE:g} where the interval leaves zero out, too; any other difference may be "
-        f"chance. With {most} {unit}, the smallest p that the largest difference could have is {least:.2g}"
+        f"chance. With {count(most, unit[:-1])}, the smallest p that the largest difference could have is {least:.2g}"
     )
     return text + (": too few to mark anything." if least > SURE else ".")
 
@@ -235,9 +235,7 @@ def _curves(summary: Summary) -> Iterable[Block]:
             charts.append(Chart(drawing, f"curves/{series}.svg", title))
     if charts:
         yield Heading("Over time")
-        shaded = (
-            f", shaded where they lie with 95 % (from {LEAST} {summary.unit()} on)" if len(labels) <= _BANDS else ""
-        )
+        shaded = f", with 95 % intervals from {LEAST} {summary.unit()} on" if len(labels) <= _BANDS else ""
         yield Text(f"Means over prompts and seeds of windows of {summary.comparison.settings.window:g} s{shaded}.")
         yield from charts
 
