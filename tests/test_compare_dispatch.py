@@ -208,7 +208,8 @@ def test_no_cluster(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def real_ray() -> Iterator[Dispatcher]:
+def real_ray(sleeper: Callable[..., Command]) -> Iterator[Dispatcher]:
+    """Its workers have the environment of now, in which commands are found."""
     ray = pytest.importorskip("ray")
     yield Ray("local")
     ray.shutdown()

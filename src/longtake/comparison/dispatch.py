@@ -62,7 +62,10 @@ def run_command(module: str, arguments: Sequence[str], log: str, started: Callab
         if started is not None:
             started(process)
         try:
-            return process.wait()
+            while True:
+                # Ray cancels a task with an interrupt that wakes nothing: one has to look up now and then.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(timeout=1)
         except BaseException:  # a Ray task that is cancelled
             process.send_signal(signal.SIGTERM)
             process.wait()
