@@ -14,7 +14,22 @@ from typing import Annotated
 import typer
 
 from longtake import __version__
+from longtake.cli_compare import compare
 from longtake.cli_eval import evaluate
+from longtake.cli_options import (
+    Components,
+    Device,
+    Devices,
+    Dtype,
+    Lora,
+    Model,
+    Offload,
+    OnChange,
+    Pixels,
+    Quantize,
+    SnapshotEvery,
+    Threads,
+)
 from longtake.cli_progress import open_streams, say, settle_streams, tell
 from longtake.training.command import train
 
@@ -58,22 +73,9 @@ def generate(
     seconds: Annotated[
         str | None, typer.Option(help="Length of the video: 30, 1m30s, 2h. Default: the script's, else 30.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name of `longtake models` (downloaded on first use), or a path: a diffusers folder, an original "
-            "Wan folder, or a .pt or .safetensors file (FILE#KEY chooses among several sets of weights). "
-            "Default: pocket.",
-        ),
-    ] = None,
-    components: Annotated[
-        Path | None,
-        typer.Option(help="Where autoencoder and text encoder come from: a diffusers or an original Wan folder."),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH[:SCALE]", help="LoRA weights to fuse into the model; may be given several times."),
-    ] = None,
+    model: Model = None,
+    components: Components = None,
+    lora: Lora = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -121,41 +123,14 @@ def generate(
             help="Go on where this video ends: all of it is remembered first. The new file has only what comes after.",
         ),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="auto|float32|bfloat16", help="Default: auto (bfloat16 where the hardware has it)."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute. Default: auto.")
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Split the model's blocks over several, e.g. cuda:0,cuda:1 or cuda:0,cpu; decode on the last.",
-        ),
-    ] = None,
-    offload: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|text|model|group",
-            help="What waits in the CPU's memory while it is not needed: nothing, the text encoder, every part, or the "
-            "text encoder and all blocks but one. Default: text on a GPU, none on a CPU.",
-        ),
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(metavar="fp8|int8", help="Keep the blocks' weights in 8 bits: half the memory.")
-    ] = None,
-    on_change: Annotated[
-        str | None,
-        typer.Option(
-            metavar="keep|recache|flush|cut",
-            help="What a new prompt does to the memory: nothing, read the last frames again under the new prompt, "
-            "forget all but the beginning and the last frames, or that and a jump in time. Default: keep.",
-        ),
-    ] = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    devices: Devices = None,
+    offload: Offload = None,
+    quantize: Quantize = None,
+    on_change: OnChange = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -167,11 +142,8 @@ def generate(
     ] = None,
     start: Annotated[int | None, typer.Option(help="First line of the prompts, from 0.", min=0)] = None,
     end: Annotated[int | None, typer.Option(help="Line to stop before.", min=0)] = None,
-    snapshot_every: Annotated[
-        str | None,
-        typer.Option(help="Seconds of video between snapshots. Default: 10, or 60 if one has more than a gigabyte."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
+    snapshot_every: SnapshotEvery = None,
+    threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither plan nor progress.")] = False,
 ) -> None:
     """Make a video from a prompt.
@@ -323,6 +295,7 @@ def parity(
 
 
 app.command("eval")(evaluate)
+app.command()(compare)
 
 
 @app.command()

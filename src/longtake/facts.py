@@ -138,7 +138,7 @@ class ModelFacts:
         """Whether there are, or may be, weights of a learned memory: only reading a checkpoint tells what is in it."""
         info = self.info
         bare = isinstance(info.transformer, Path) and not info.transformer.is_dir()
-        return info.memory_weights is not None or bool(info.loras) or bare or self._memory_file is not None
+        return info.memory_weights is not None or bool(info.loras) or bare or self.memory_file is not None
 
     @cached_property
     def saved_memory(self) -> dict[str, Any] | None:
@@ -148,10 +148,10 @@ class ModelFacts:
         Raises:
             ValueError: if they are damaged.
         """
-        return None if self._memory_file is None else saved_config(self._memory_file)
+        return None if self.memory_file is None else saved_config(self.memory_file)
 
     @property
-    def _memory_file(self) -> Path | None:
+    def memory_file(self) -> Path | None:
         """Where the memory weights are, but for those within a checkpoint."""
         if self.sources is None:
             return None
