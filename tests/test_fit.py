@@ -169,7 +169,6 @@ RUNS = [
     ("1.3B", "wan", "longlive", (240, 416), "bfloat16"),
     ("1.3B", "wan", "echo", (480, 832), "bfloat16"),
     ("1.3B", "wan", "deep-forcing", (480, 832), "bfloat16"),
-    ("1.3B", "wan", "deep-forcing-released", (480, 832), "float32"),
     ("14B", "wan", "memrope:adaptive=true", (480, 832), "bfloat16"),
     ("14B", "wan", "infinity-rope", (720, 1280), "float32"),
 ]
