@@ -28,6 +28,8 @@ ALL_MEMORIES = [
     "sliding:window=7,sink=2,ids=relative",
     "sliding:window=12,sink=3,ids=unified",
     "echo:past=4,update=after_first_forward,prior=true",
+    "deep-forcing:window=9,sink=2,budget=8",
+    "deep-forcing-released:window=11,sink=1,budget=7,reuse=1",
 ]
 
 

@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 
 
 CASES = [(memory, "keep") for memory in ALL_MEMORIES] + [
-    (memory, change) for memory in (*ALL_MEMORIES[-6:], "echo") for change in ("recache", "flush", "cut")
+    (memory, change) for memory in (*ALL_MEMORIES[-8:], "echo") for change in ("recache", "flush", "cut")
 ]
 
 
@@ -58,7 +58,15 @@ def test_split_take_is_the_undivided_one_bit_for_bit(
     assert one.memory.nbytes == other.memory.nbytes
 
 
-@pytest.mark.parametrize("memory", ["memrope:recent=2", "memrope:recent=1,adaptive=true", "longlive"])
+@pytest.mark.parametrize(
+    "memory",
+    [
+        "memrope:recent=2",
+        "memrope:recent=1,adaptive=true",
+        "longlive",
+        "deep-forcing-released:window=9,sink=2,budget=8",
+    ],
+)
 def test_snapshots_move_between_splits(
     whole: LongTakePipeline, split: LongTakePipeline, tmp_path: Path, memory: str
 ) -> None:

@@ -148,8 +148,7 @@ def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory
     assert binding is not None
     if len(memory.prompt) != len(transformer.blocks):
         raise ValueError(f"The memory has {len(memory.prompt)} layers, the transformer {len(transformer.blocks)}.")
-    if memory.learned is not None:
-        memory.learned.catch_up()  # here, and not within a block that checkpointing would run again
+    memory.catch_up()  # here, and not within a block that checkpointing would run again
     before, binding.memory = binding.memory, memory
     try:
         with _checkpointing(transformer, binding) if memory.functional else nullcontext():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from longtake import sizes
 from longtake.facts import ModelFacts
-from longtake.memory import Echo, MemoryPolicy, MemRoPE
+from longtake.memory import DeepForcing, Echo, MemoryPolicy, MemRoPE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -40,11 +40,25 @@ def frames_in(seconds: float, fps: float) -> int:
 def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
     total = policy.capacity(chunk)
+    if isinstance(policy, DeepForcing):
+        return _in_turn(policy, chunk)
     tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
     tokens += [f"{policy.frames} memory"] if isinstance(policy, Echo) else []
     recent = total - policy.sink - sum(int(token.split()[0]) for token in tokens) - chunk
     parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
     return " + ".join([*parts, f"{chunk} current"]) + f" = {total} frames"
+
+
+def _in_turn(policy: DeepForcing, chunk: int) -> str:
+    """The words for a memory that frames are added to until some of their tokens are chosen."""
+    first = policy.recent - chunk  # recent frames beside the chunk right after a choice
+    last = first + (policy.window - policy.budget) // chunk * chunk
+    recent = f"{first} recent" if first == last else f"{first} to {last} recent"
+    parts = [f"{policy.sink} sink"] * (policy.sink > 0) + [f"{policy.chosen} chosen"] * (policy.chosen > 0)
+    parts += [recent] * (last > 0) + [f"{chunk} current"]
+    most = policy.budget + last - first
+    total = f"{most} frames" if first == last else f"{policy.budget} to {most} frames"
+    return " + ".join(parts) + f" = {total}"
 
 
 @dataclass(frozen=True)
@@ -131,8 +145,7 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the memory holds all the time: keys as stored, keys as rotated, values, and running averages or
-        the state of a learned memory."""
+        """Bytes that the memory holds all the time, see ``sizes.memory_bytes``."""
         model = self.model
         sizes_of_all = (model.layers, model.heads, model.head_dim, self._frame_tokens, self._chunk_slots)
         return sizes.memory_bytes(self.policy, *sizes_of_all, DTYPE_BYTES[self.dtype])

@@ -174,6 +174,11 @@ class SplitMemory:
         part, inner = self.part(layer)
         return part.update(inner, key, value)
 
+    def catch_up(self) -> None:
+        """What is due after a chunk's first forward; see ``Memory.catch_up``."""
+        for part in self.parts:
+            part.catch_up()
+
     def change_prompt(self, mode: str = "keep") -> None:
         """The text is about to change; see ``Memory.change_prompt``."""
         for part in self.parts:
@@ -207,7 +212,7 @@ class SplitMemory:
             ValueError: if the state is not one of such a memory; nothing is changed then.
         """
         shape = (len(self._places), *self.parts[0]._shape[1:])
-        check_state(shape, self.dtype, self.chunk, tensors, counters, self.learned)
+        check_state(shape, self.dtype, self.chunk, tensors, counters, self.policy, self.learned)
         first = 0
         for part in self.parts:
             layers = slice(first, first + part._shape[0])
