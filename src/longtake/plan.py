@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longtake import sizes
-from longtake.facts import ModelFacts
+from longtake.facts import ModelFacts, count
 from longtake.memory import Echo, MemoryPolicy, MemRoPE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -37,14 +37,19 @@ def frames_in(seconds: float, fps: float) -> int:
     return max(1, round(seconds * fps))
 
 
+def slots_of(policy: MemoryPolicy, chunk: int) -> list[tuple[str, int]]:
+    """What a policy's slots hold once full, as (role, frames), in order of position."""
+    tokens = [("long", 1), ("short", 1)] if isinstance(policy, MemRoPE) else []
+    tokens += [("memory", policy.frames)] if isinstance(policy, Echo) else []
+    recent = policy.capacity(chunk) - policy.sink - sum(count for _, count in tokens) - chunk
+    slots = [("sink", policy.sink), *tokens, ("recent", recent), ("current", chunk)]
+    return [(role, count) for role, count in slots if count > 0]
+
+
 def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
-    total = policy.capacity(chunk)
-    tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
-    tokens += [f"{policy.frames} memory"] if isinstance(policy, Echo) else []
-    recent = total - policy.sink - sum(int(token.split()[0]) for token in tokens) - chunk
-    parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
-    return " + ".join([*parts, f"{chunk} current"]) + f" = {total} frames"
+    parts = [f"{count} {role}" for role, count in slots_of(policy, chunk)]
+    return " + ".join(parts) + f" = {policy.capacity(chunk)} frames"
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,32 @@ class Plan:
         return self.video_bytes + 2 * self.snapshot_bytes
 
 
+def check_memory(plan: Plan) -> None:
+    """Refuses a learned memory without trained weights, or with others than it needs, as far as headers tell.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    policy, facts = plan.policy, plan.model
+    if not isinstance(policy, Echo):
+        return
+    if not facts.may_have_memory:
+        raise ValueError(
+            f"The memory {policy.name} is learned, and there are no trained weights of it for the model {facts.name}: "
+            "give some with --memory-weights, or choose another --memory."
+        )
+    saved = facts.saved_memory
+    if saved is None:
+        return
+    if not saved["trained"]:
+        raise ValueError(
+            f"The memory weights for the model {facts.name} are untrained and can make no video: "
+            "give others with --memory-weights."
+        )
+    grid = (plan.height // facts.step, plan.width // facts.step)
+    policy.check_weights(saved["config"], facts.heads, facts.head_dim, grid, facts.layers)
+
+
 def bfloat16_units() -> list[str]:
     """What this computer's processor has for bfloat16, by the names of Linux; empty elsewhere or if it has nothing."""
     try:
@@ -177,11 +208,6 @@ def bfloat16_units() -> list[str]:
 def default_dtype(device: str) -> str:
     """What ``--dtype auto`` means: bfloat16 where the hardware has it (twice as fast on such a CPU), else float32."""
     return "bfloat16" if device.startswith("cuda") or (device == "cpu" and bfloat16_units()) else "float32"
-
-
-def count(number: int, thing: str) -> str:
-    """``1 frame``, ``2 frames``."""
-    return f"{number} {thing}" + "s" * (number != 1)
 
 
 def format_bytes(count: float) -> str:
