@@ -76,7 +76,8 @@ export class JitterBuffer {
   }
 
   /**
-   * The frame to show now, null if none is due. Frames that were due before it are passed over.
+   * The frame to show now, null if none is due. Frames that should have been shown before it (the page could not
+   * draw) are passed over: the video keeps its time.
    * @param {number} now milliseconds
    * @returns {F | null}
    */
@@ -87,7 +88,7 @@ export class JitterBuffer {
       this.filling = false;
       this.#due = now;
     }
-    if (this.#due === 0 || now - this.#due > 500) this.#due = now; // after a pause, or when the page could not draw
+    if (this.#due === 0) this.#due = now;
     if (now < this.#due) return null;
     if (this.#frames.length === 0) {
       this.filling = true;

@@ -1,7 +1,7 @@
 // The box that prompts are written in, with what was said before and what the model knows.
 
 import { find, make, remember, remembered, setText } from "./dom.js";
-import { putWord } from "./words.js";
+import { findWord, putWord } from "./words.js";
 
 /**
  * @typedef {object} Purpose
@@ -21,6 +21,8 @@ export class Composer {
   #wrong;
   #before;
   #busy = false;
+  /** @type {Map<string, HTMLElement>} words and their buttons */
+  #chips = new Map();
 
   /**
    * @param {HTMLElement} place
@@ -53,12 +55,13 @@ export class Composer {
     });
     this.#box.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.#key(event));
     this.#box.addEventListener("input", () => {
-      this.#fit();
+      this.#changed();
       this.#complain(null);
     });
     this.#fillWords(model);
     this.#fillBefore();
-    this.#keepOpen(find(".words", place), `${purpose.id}.words`, purpose.examples);
+    const wide = window.matchMedia("(min-width: 60rem)").matches;
+    this.#keepOpen(find(".words", place), `${purpose.id}.words`, purpose.examples || wide);
     this.#keepOpen(this.#before, `${purpose.id}.before`, false);
     new ResizeObserver(() => this.#fit()).observe(this.form);
   }
@@ -69,7 +72,7 @@ export class Composer {
 
   set text(text) {
     this.#box.value = text;
-    this.#fit();
+    this.#changed();
   }
 
   focus() {
@@ -139,6 +142,11 @@ export class Composer {
     this.#complain(null);
   }
 
+  #changed() {
+    this.#fit();
+    for (const [word, chip] of this.#chips) chip.classList.toggle("in", findWord(this.#box.value, [word]) !== null);
+  }
+
   /** As high as its text. */
   #fit() {
     this.#box.style.height = "auto";
@@ -174,7 +182,8 @@ export class Composer {
           },
         }, word),
       );
-      groups.append(make("div", { class: "group", role: "group", "aria-label": name }, make("span", { class: "group-name", "aria-hidden": "true" }, name), ...buttons));
+      ways.forEach((/** @type {string} */ word, /** @type {number} */ i) => this.#chips.set(word, buttons[i]));
+      groups.append(group(name, buttons));
     }
     if (this.#purpose.examples || !model.knows) {
       const buttons = model.examples.map((/** @type {string} */ example) =>
@@ -184,7 +193,7 @@ export class Composer {
           click: (/** @type {PointerEvent} */ event) => this.#put(example, event, [0, example.length]),
         }, example),
       );
-      groups.prepend(make("div", { class: "group", role: "group", "aria-label": "Examples" }, make("span", { class: "group-name", "aria-hidden": "true" }, "for example"), ...buttons));
+      groups.prepend(group("for example", buttons));
     }
     if (!model.knows) setText(find("summary", words), "Examples");
   }
@@ -213,4 +222,13 @@ export class Composer {
     details.open = kept ? kept === "open" : open;
     details.addEventListener("toggle", () => remember(key, details.open ? "open" : "closed"));
   }
+}
+
+/**
+ * @param {string} name
+ * @param {HTMLElement[]} buttons
+ */
+function group(name, buttons) {
+  const heading = make("span", { class: "group-name", "aria-hidden": "true" }, name);
+  return make("div", { class: "group", role: "group", "aria-label": name }, heading, make("div", { class: "chips" }, ...buttons));
 }

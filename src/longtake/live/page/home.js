@@ -26,7 +26,7 @@ export class Home {
   #change;
   #width;
   #height;
-  #minutes;
+  #length;
   /** @type {any} */
   #kind; // the memory that is chosen
 
@@ -57,7 +57,7 @@ export class Home {
     const side = { type: "number", min: String(model.size_step), step: String(model.size_step), inputmode: "numeric" };
     this.#width = make("input", { ...side, value: String(defaults.width), "aria-label": "Width in pixels" });
     this.#height = make("input", { ...side, value: String(defaults.height), "aria-label": "Height in pixels" });
-    this.#minutes = make("input", { type: "number", min: "1", step: "1", max: String(limits.max_seconds), inputmode: "numeric", placeholder: "never" });
+    this.#length = make("input", { type: "number", min: "1", step: "1", max: String(limits.max_seconds), inputmode: "numeric", placeholder: "never" });
 
     const about = make("p", { class: "quiet", id: "memory-about" });
     const drawing = make("div", { class: "memory-drawing" });
@@ -96,7 +96,7 @@ export class Home {
           { class: "fields" },
           field("Seed", this.#seed),
           make("div", { class: "field", role: "group", "aria-label": "Size in pixels" }, make("span", { class: "field-name" }, "Size"), make("span", { class: "pair" }, this.#width, make("span", { "aria-hidden": "true" }, "×"), this.#height)),
-          field("Ends after seconds", this.#minutes),
+          field("Ends after (seconds)", this.#length),
           field("A new prompt", this.#change),
         ),
         changeAbout,
@@ -112,7 +112,7 @@ export class Home {
     document.title = "Longtake";
     this.#composer.refresh();
     this.#takes.open();
-    this.#composer.focus();
+    if (window.matchMedia("(hover: hover)").matches) this.#composer.focus(); // no keyboard that covers half a phone
   }
 
   close() {
@@ -136,7 +136,7 @@ export class Home {
       ["seed", this.#seed, null],
       ["width", this.#width, defaults.width],
       ["height", this.#height, defaults.height],
-      ["max_seconds", this.#minutes, null],
+      ["max_seconds", this.#length, null],
     ])) {
       if (input.validity.badInput) throw new Error(`The ${name.replace("max_seconds", "length")} must be a number.`);
       if (input.value !== "" && Number(input.value) !== usual) wanted[name] = Number(input.value);
@@ -148,11 +148,11 @@ export class Home {
 
 /** @param {any} setting of a memory */
 function memoryField(setting) {
-  const usual = String(setting.value ?? setting.default ?? "");
-  const choices = setting.type === "bool" ? ["True", "False"] : setting.choices;
+  const usual = String(setting.value);
+  const choices = setting.type === "bool" ? ["true", "false"] : setting.choices;
   if (choices) {
     const select = make("select", { "data-setting": setting.name }, ...choices.map((/** @type {string} */ choice) => make("option", { value: choice }, choice)));
-    select.value = setting.type === "bool" ? (usual.toLowerCase() === "true" ? "True" : "False") : usual;
+    select.value = usual;
     return field(setting.name, select);
   }
   const number = setting.type === "int" || setting.type === "float";

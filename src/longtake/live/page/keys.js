@@ -45,9 +45,9 @@ export function setUpKeys(shortcuts) {
   const all = [...shortcuts, { keys: ["?"], shown: "?", name: "This list", act: open }];
   const rows = [
     ...all.map(({ shown, name }) => [shown, name]),
-    ["Enter", "In the prompt: say it"],
-    ["↑ ↓", "In the prompt: said before"],
-    ["Esc", "Leave the prompt, close a window"],
+    ["Enter", "Say the prompt"],
+    ["↑ ↓", "Prompts said before"],
+    ["Esc", "Leave the prompt"],
   ];
   find("#keys").append(
     ...rows.map(([shown, name]) => make("div", {}, make("dt", {}, ...shown.split(" ").map((key) => make("kbd", {}, key))), make("dd", {}, name))),

@@ -25,15 +25,15 @@ waiting.hidden = true;
 setUpKeys([
   { keys: [" ", "k"], shown: "Space", name: "Play, pause", act: () => watch.togglePlay(), when: watching },
   { keys: ["/", "p"], shown: "/", name: "Write a prompt", act: () => view?.focus() },
-  { keys: ["l"], shown: "L", name: "Live: to what is being made", act: () => watch.goLive(), when: watching },
+  { keys: ["l"], shown: "L", name: "To what is being made", act: () => watch.goLive(), when: watching },
   { keys: ["ArrowLeft"], shown: "←", name: "Five seconds back", act: () => watch.step(-1), when: watching },
   { keys: ["ArrowRight"], shown: "→", name: "Five seconds on", act: () => watch.step(1), when: watching },
   { keys: ["Home"], shown: "Home", name: "To the beginning", act: () => watch.jump(0), when: watching },
-  { keys: ["s"], shown: "S", name: "Stop or continue making the take", act: () => watch.toggleMaking(), when: watching },
+  { keys: ["s"], shown: "S", name: "Stop or continue the take", act: () => watch.toggleMaking(), when: watching },
   { keys: ["n"], shown: "N", name: "New take", act: () => (window.location.hash = "") },
   { keys: ["f"], shown: "F", name: "Full screen", act: () => watch.toggleFull(), when: watching },
   { keys: ["x"], shown: "X", name: "Pixels or smooth", act: () => watch.toggleSharp(), when: watching },
-  { keys: ["c"], shown: "C", name: "The command that makes it again", act: () => watch.repeat(), when: watching },
+  { keys: ["c"], shown: "C", name: "Command that makes it again", act: () => watch.repeat(), when: watching },
   { keys: ["d"], shown: "D", name: "Download what was seen", act: () => find("#download").click(), when: watching },
   { keys: ["t"], shown: "T", name: "Theme", act: nextTheme },
 ]);

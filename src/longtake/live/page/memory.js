@@ -9,7 +9,7 @@ const ROLES = {
   short: ["short", "Fast running average of all that left"],
   memory: ["learned", "Learned memory"],
   recent: ["recent", "The frames before"],
-  current: ["now", "The frames being made"],
+  current: ["current", "The frames that are being made"],
 };
 const SVG = "http://www.w3.org/2000/svg";
 

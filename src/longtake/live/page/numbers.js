@@ -4,10 +4,10 @@ import { find, make, setText } from "./dom.js";
 import { clock, span } from "./format.js";
 
 const FIGURES = {
-  speed: ["Made at", "frames per second, waiting not counted"],
-  realTime: ["Real time", "how many times faster than it plays"],
-  shown: ["Shown", "seconds of video"],
-  latency: ["Prompt to picture", "from Enter to the first frame on the screen"],
+  speed: ["Made at", "Frames per second, waiting not counted"],
+  realTime: ["Speed", "How many times faster it is made than it plays"],
+  shown: ["Shown", "Seconds of video"],
+  latency: ["Prompt to picture", "From sending a prompt to its first frame on the screen"],
 };
 
 export class Numbers {
@@ -52,8 +52,8 @@ export class Numbers {
     this.#times.push(now);
     while (now - this.#times[0] > 2000) this.#times.shift();
     const spent = (now - this.#times[0]) / 1000;
-    const rate = spent > 0.5 ? ` · ${Math.round((this.#times.length - 1) / spent)} frames/s` : "";
-    this.#set("shown", clock(seconds), `drawn${rate}`.replace(/^drawn$/, ""));
+    const rate = spent > 0.5 ? `at ${Math.round((this.#times.length - 1) / spent)} frames/s` : "";
+    this.#set("shown", clock(seconds), rate);
   }
 
   /**

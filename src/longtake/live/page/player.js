@@ -31,6 +31,7 @@ export class Player {
 
   #screen;
   #audience;
+  /** @type {JitterBuffer<Shown>} */
   #buffer;
   #credit;
   #link;

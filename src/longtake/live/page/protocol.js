@@ -15,6 +15,7 @@
 
 export const HEADER_BYTES = 40;
 const VERSION = 1;
+/** @type {Record<number, string>} */
 const PICTURES = { 1: "image/jpeg", 2: "image/webp" };
 
 /**

@@ -1,7 +1,7 @@
 // The command that makes a take again.
 
 import { api } from "./api.js";
-import { find, setText } from "./dom.js";
+import { find, make, setText } from "./dom.js";
 import { clock } from "./format.js";
 import { announce, attempt, notify } from "./notices.js";
 
@@ -9,7 +9,9 @@ import { announce, attempt, notify } from "./notices.js";
 export async function openRepeat(id) {
   const found = await attempt(() => api.repeat(id));
   if (!found) return;
-  setText(find("#repeat-command"), found.command);
+  // lines break between words only, never after the hyphens of an option
+  const words = found.command.split(" ").flatMap((/** @type {string} */ word, /** @type {number} */ i) => [i ? " " : "", make("span", {}, word)]);
+  find("#repeat-command").replaceChildren(...words);
   setText(
     find("#repeat-text"),
     `This command makes the first ${clock(found.seconds, true)} of the take again${found.exact ? ", byte for byte on this computer" : ""}.`,

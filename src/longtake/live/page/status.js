@@ -5,7 +5,7 @@
  * @typedef {object} Veil
  * @property {string} title
  * @property {string} [text]
- * @property {"continue" | "resume" | "new" | "replay"} [action] offered first
+ * @property {"continue" | "new" | "replay"} [action] offered first
  * @property {boolean} [busy] something is going on
  */
 
@@ -42,17 +42,23 @@ export function veilOf({ take, connected, trouble, playing, atEnd, waiting }) {
   }
 }
 
-/** @param {any} take */
+/**
+ * @param {any} take
+ * @returns {Veil}
+ */
 function pausedVeil(take) {
   switch (take.reason) {
-    case "idle": return { title: "Waking up", text: "Nobody was watching.", busy: true };
+    case "idle":
+      return take.message
+        ? { title: "Paused", text: take.message, action: "continue" }
+        : { title: "Waking up", text: "Nobody was watching.", busy: true };
     case "restart":
       return take.can_continue
         ? { title: "The server was restarted", text: "The take can go on from its last snapshot.", action: "continue" }
         : { title: "The server was restarted", text: take.message ?? "This take cannot be continued.", action: "replay" };
     case "disk": return { title: "The disk is full", text: take.message ?? "Free some space, then continue.", action: "continue" };
     case "turn": return { title: placeText(take.place), text: "Others have their turn.", busy: true };
-    default: return { title: "Paused", action: "resume" };
+    default: return { title: "Paused", action: "continue" };
   }
 }
 
@@ -62,6 +68,9 @@ export function placeText(place) {
   return place === 1 ? "Next in the queue" : `Place ${place} in the queue`;
 }
 
+/** @type {Record<string, string>} */
+const PAUSES = { idle: "Asleep", restart: "Interrupted", disk: "Disk full", turn: "In the queue" };
+
 /**
  * The state in a few words, for lists and announcements.
  * @param {any} take
@@ -69,20 +78,19 @@ export function placeText(place) {
 export function stateText(take) {
   switch (take.state) {
     case "queued": return placeText(take.place);
-    case "paused":
-      return { user: "Paused", idle: "Asleep", restart: "Interrupted", disk: "Disk full", turn: "In the queue" }[take.reason] ?? "Paused";
+    case "paused": return PAUSES[take.reason] ?? "Paused";
     default: return take.state[0].toUpperCase() + take.state.slice(1);
   }
 }
 
 /**
  * The memory's text for a new take: its name, and the settings that differ from its own.
- * @param {{name: string, settings: {name: string, value?: any, default?: any}[]}} memory
+ * @param {{name: string, settings: {name: string, value: any}[]}} memory
  * @param {Record<string, string>} chosen by name of the setting
  */
 export function memorySpec(memory, chosen) {
   const changed = memory.settings
-    .map((setting) => [setting.name, (chosen[setting.name] ?? "").trim(), String(setting.value ?? setting.default ?? "")])
+    .map((setting) => [setting.name, (chosen[setting.name] ?? "").trim(), String(setting.value)])
     .filter(([, value, usual]) => value !== "" && value !== usual)
     .map(([name, value]) => `${name}=${value}`);
   return changed.length ? `${memory.name}:${changed.join(",")}` : memory.name;

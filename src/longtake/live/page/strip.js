@@ -6,6 +6,8 @@ import { find, make, setText, thumbnail } from "./dom.js";
 import { clock, spoken } from "./format.js";
 
 const FOLLOW_AFTER = 6000; // milliseconds after somebody has scrolled
+const HIGH = 2.75; // of a picture, in rem
+const GAP = 3; // between pictures, in pixels
 const SPARE = 4; // pictures on both sides of what is in sight
 
 /**
@@ -28,7 +30,7 @@ export class Strip {
   #playhead;
   #id;
   #every;
-  #step;
+  #step; // from one picture to the next, in pixels
   #count = 0;
   #seconds = 0;
   #current = -1;
@@ -53,8 +55,11 @@ export class Strip {
     this.#id = take.id;
     this.#every = every;
     this.#play = play;
-    this.#strip.style.setProperty("--shape", String(take.width / take.height));
-    this.#step = this.#strip.clientHeight; // until there is something to measure
+    const high = HIGH * parseFloat(getComputedStyle(document.documentElement).fontSize);
+    const wide = Math.round(high * Math.max(1, take.width / take.height));
+    this.#step = wide + GAP;
+    this.#strip.style.setProperty("--high", `${high}px`);
+    this.#strip.style.setProperty("--wide", `${wide}px`);
     this.#strip.scrollLeft = 0;
     this.#clear();
     const controller = new AbortController();
@@ -69,9 +74,9 @@ export class Strip {
       this.#strip.addEventListener(touch, () => (this.#touched = performance.now()), { passive: true, signal });
     }
     this.#strip.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.#key(event), { signal });
-    this.#resize = new ResizeObserver(() => this.#measure());
+    this.#resize = new ResizeObserver(() => this.#draw());
     this.#resize.observe(this.#strip);
-    this.#measure();
+    this.#draw();
   }
 
   #resize;
@@ -80,12 +85,6 @@ export class Strip {
     for (const button of this.#buttons.values()) button.remove();
     this.#buttons.clear();
     this.#marks.replaceChildren();
-  }
-
-  #measure() {
-    this.#step = parseFloat(getComputedStyle(this.#track).getPropertyValue("--step")) || 56;
-    this.#clear();
-    this.#draw();
   }
 
   /** @param {number} seconds */

@@ -1,8 +1,9 @@
 // A take that is being watched: ties the player to everything around the picture.
 
-import { address, api } from "./api.js";
+import { address, api, ApiError } from "./api.js";
 import { Composer } from "./composer.js";
-import { find, make, remember, remembered, setIcon, setName, setText } from "./dom.js";
+import { Controls } from "./controls.js";
+import { find, make, remember, remembered, setText } from "./dom.js";
 import { clock, spoken } from "./format.js";
 import { MemoryView } from "./memory.js";
 import { announce, attempt, notify } from "./notices.js";
@@ -11,21 +12,19 @@ import { Player } from "./player.js";
 import { openRepeat } from "./repeat.js";
 import { Said } from "./said.js";
 import { Screen } from "./screen.js";
-import { stateText, veilOf } from "./status.js";
+import { stateText } from "./status.js";
 import { Strip } from "./strip.js";
 
 const STEP = 5; // seconds that the arrow keys go
-const GENERATING = new Set(["running", "starting", "queued"]);
+const MAKING = new Set(["running", "starting", "queued"]);
 
 export class Watch {
   #info;
   #composer;
+  #controls;
   #screen = new Screen(find("#screen"));
   #view = find("#watch");
-  #canvas = find("#screen");
-  #buttons = Object.fromEntries(["play", "stop", "live", "sharpness", "repeat", "download", "full"].map((id) => [id, find(`#${id}`)]));
-  #veil = find("#veil");
-  #change;
+  #change = make("select", { id: "change", "aria-describedby": "change-about" });
 
   /** @type {any} */
   #take = null;
@@ -39,9 +38,12 @@ export class Watch {
   #memory;
   /** @type {Numbers | any} */
   #numbers;
-  /** Paused here, and only for this viewer: to be continued when it is played again. */
+  /** Who watches alone and pauses, pauses the take: it goes on when he plays again. */
   #pausedHere = false;
-  /** The newest change that was sent from here. @type {{id: number, sent: number} | null} */
+  /** Stops and continuations, one after the other. @type {Promise<unknown>} */
+  #moves = Promise.resolve();
+  #moving = 0;
+  /** The newest prompt that was sent from here. @type {{id: number, sent: number} | null} */
   #sent = null;
   /** @type {number | null} seconds from sending a prompt to seeing it */
   #seenAfter = null;
@@ -61,22 +63,20 @@ export class Watch {
       examples: false,
       send: (prompt) => this.#say(prompt),
     });
-    this.#change = make("select", { id: "change" });
     this.#composer.extras.append(
       make("label", { class: "field inline" }, make("span", { class: "field-name" }, "The past"), this.#change),
       make("p", { class: "quiet change-about", id: "change-about" }),
     );
-    this.#change.setAttribute("aria-describedby", "change-about");
     this.#change.addEventListener("change", () => this.#explainChange());
-    this.#buttons.play.addEventListener("click", () => this.togglePlay());
-    this.#buttons.stop.addEventListener("click", () => this.toggleMaking());
-    this.#buttons.live.addEventListener("click", () => this.goLive());
-    this.#buttons.sharpness.addEventListener("click", () => this.toggleSharp());
-    this.#buttons.full.addEventListener("click", () => this.toggleFull());
-    this.#buttons.repeat.addEventListener("click", () => this.repeat());
-    find(".veil-action", this.#veil).addEventListener("click", () => this.#act());
-    setName(this.#buttons.repeat, "The command that makes this take again", "C");
-    setName(this.#buttons.full, "Full screen", "F");
+    this.#controls = new Controls({
+      play: () => this.togglePlay(),
+      stop: () => this.toggleMaking(),
+      live: () => this.goLive(),
+      sharpness: () => this.toggleSharp(),
+      repeat: () => this.repeat(),
+      full: () => this.toggleFull(),
+      veil: (action) => this.#act(action),
+    });
     this.#setSharp(remembered("sharp") === "yes");
   }
 
@@ -96,13 +96,13 @@ export class Watch {
     if (opening !== this.#opening) return; // somebody went on meanwhile
     this.#take = take;
     this.#pausedHere = false;
-    this.#sent = null;
-    this.#seenAfter = null;
+    this.#sent = this.#seenAfter = null;
     this.#view.hidden = false;
     this.#view.style.setProperty("--shape", String(take.width / take.height));
     this.#composer.refresh();
     this.#composer.text = take.prompt.prompt;
     this.#fillChanges();
+    setText(find("#position"), clock(0, true));
     const jump = (/** @type {number} */ seconds) => this.jump(seconds);
     this.#said = new Said(take.on_change, jump);
     this.#said.update(take.timeline, true);
@@ -112,7 +112,7 @@ export class Watch {
     if (take.memory_state) this.#memory.update(take.memory_state, true);
     this.#numbers = new Numbers();
     this.#setFacts();
-    if (take.frames && !GENERATING.has(take.state)) this.#still(take.frames - 1);
+    if (take.frames && !MAKING.has(take.state)) this.#still(take.frames - 1);
     this.#player = new Player(take, this.#info, this.#screen, {
       frame: (frame) => this.#frame(frame),
       take: (changed) => this.#takeChanged(changed),
@@ -140,45 +140,55 @@ export class Watch {
     this.#composer.focus();
   }
 
+  get #making() {
+    return MAKING.has(this.#take.state);
+  }
+
+  /** Whether everything that was made has been shown. */
+  get #atEnd() {
+    const player = this.#player;
+    if (!player) return true;
+    return player.empty && (!player.shown || player.shown.frame >= this.#take.frames - 1 || player.waiting);
+  }
+
   // What can be done
 
-  async togglePlay() {
+  togglePlay() {
     const player = this.#player;
-    if (!player) return;
     const take = this.#take;
-    if (player.playing && !(this.#atEnd && !GENERATING.has(take.state))) {
+    if (!player) return;
+    if (player.playing && (this.#making || !this.#atEnd)) {
       player.pause();
       announce("Paused");
       // Others go on watching; who is alone does not let it run on without him.
       if (player.live && take.state === "running" && take.viewers <= 1) {
         this.#pausedHere = true;
-        await attempt(() => this.#move("pause"));
+        this.#move("pause");
       }
       return;
     }
+    announce("Playing");
     if (this.#pausedHere || (this.#atEnd && take.state === "paused" && take.can_continue)) {
       this.#pausedHere = false;
       player.play();
-      await attempt(() => this.#move("resume"));
-    } else if (this.#atEnd && !GENERATING.has(take.state)) {
-      player.play();
-      player.seek(0);
+      this.#move("resume");
+    } else if (this.#atEnd && !this.#making) {
+      this.jump(0);
     } else {
-      const lag = player.live && player.shown && take.frames - player.shown.frame > take.fps * (this.#info.ahead + 3);
+      // It went on without this viewer, who wants to see what he missed.
+      const missed = player.live && player.shown && take.frames - player.shown.frame > take.fps * (this.#info.ahead + 3);
       player.play();
-      if (lag && player.shown) player.seek(player.shown.frame + 1); // goes on where it was, behind what is made
+      if (missed && player.shown) player.seek(player.shown.frame + 1);
     }
-    announce("Playing");
   }
 
   /** Stops making the take, for everybody, or goes on with it. */
   async toggleMaking() {
-    const take = this.#take;
-    if (!take) return;
+    if (!this.#take) return;
     this.#pausedHere = false;
-    if (GENERATING.has(take.state)) {
-      if (await attempt(() => this.#move("pause"))) announce("Stopped");
-    } else if (await attempt(() => this.#move("resume"))) {
+    if (this.#making) {
+      if (await this.#move("pause")) announce("Stopped");
+    } else if (await this.#move("resume")) {
       this.#player?.play();
       this.#player?.seek("live");
       announce("Continued");
@@ -187,6 +197,10 @@ export class Watch {
 
   goLive() {
     if (!this.#player) return;
+    if (this.#pausedHere) {
+      this.togglePlay();
+      return;
+    }
     this.#player.play();
     this.#player.seek("live");
     announce("Live");
@@ -194,9 +208,8 @@ export class Watch {
 
   /** @param {number} seconds of video */
   jump(seconds) {
-    const { fps } = this.#take;
     this.#player?.play();
-    this.#player?.seek(Math.max(0, Math.round(seconds * fps)));
+    this.#player?.seek(Math.max(0, Math.round(seconds * this.#take.fps)));
     announce(`Playing from ${spoken(seconds)}`);
   }
 
@@ -205,8 +218,8 @@ export class Watch {
     const at = this.#player?.shown?.time;
     if (at === undefined) return;
     const to = at + direction * STEP;
-    if (to * this.#take.fps >= this.#take.frames - this.#take.fps * this.#info.ahead) this.goLive();
-    else this.jump(Math.max(0, to));
+    if (to < this.#take.seconds - this.#info.ahead) this.jump(Math.max(0, to));
+    else if (this.#making) this.goLive();
   }
 
   toggleSharp() {
@@ -232,7 +245,7 @@ export class Watch {
     this.#sent = { id: entry.id, sent };
     this.#entries([entry], false);
     announce(`Said: ${prompt}`);
-    if (!this.#player?.live) this.goLive();
+    if (this.#player && !this.#player.live && this.#making) this.goLive();
   }
 
   /** @param {import("./player.js").Shown} frame */
@@ -246,7 +259,7 @@ export class Watch {
     if (this.#sent && frame.prompt === this.#sent.id) {
       this.#seenAfter = (now - this.#sent.sent) / 1000;
       this.#sent = null;
-      this.#showLatency();
+      this.#numbers.latency(this.#seenAfter, this.#take.latency);
       announce(`Now: ${this.#said.prompt(frame.prompt)}`);
     }
   }
@@ -257,14 +270,9 @@ export class Watch {
     this.#take = { ...before, ...take };
     this.#strip.update(take);
     this.#numbers.take(take);
-    this.#showLatency();
-    setText(find("#made"), clock(take.seconds));
+    this.#numbers.latency(this.#seenAfter, take.latency);
     if (before.state !== take.state || before.place !== take.place) announce(stateText(take));
     this.#refresh();
-  }
-
-  #showLatency() {
-    this.#numbers.latency(this.#seenAfter, this.#take.latency);
   }
 
   /**
@@ -280,17 +288,31 @@ export class Watch {
     }
   }
 
-  /** @param {"pause" | "resume"} how */
-  async #move(how) {
-    const take = await api[how](this.#take.id);
-    if (this.#take?.id === take.id) this.#takeChanged(take);
-    return take;
-  }
-
-  get #atEnd() {
-    const player = this.#player;
-    if (!player) return true;
-    return player.empty && (!player.shown || player.shown.frame >= this.#take.frames - 1 || player.waiting);
+  /**
+   * Stops or continues the take, after what was asked for before has been done.
+   * @param {"pause" | "resume"} how
+   * @returns {Promise<boolean>} whether it is so now
+   */
+  #move(how) {
+    const { id } = this.#take;
+    this.#moving += 1;
+    this.#refresh();
+    const done = this.#moves.then(() => attempt(async () => {
+      let take;
+      try {
+        take = await api[how](id);
+      } catch (problem) {
+        // Somebody else was faster.
+        take = problem instanceof ApiError && problem.code === "conflict" ? await api.take(id) : null;
+        if (!take || MAKING.has(take.state) !== (how === "resume")) throw problem;
+      } finally {
+        this.#moving -= 1;
+      }
+      if (this.#take?.id === id) this.#takeChanged(take);
+      return true;
+    }));
+    this.#moves = done;
+    return done.then(Boolean);
   }
 
   /** Buttons, and what lies over the picture. */
@@ -298,75 +320,22 @@ export class Watch {
     const player = this.#player;
     const take = this.#take;
     if (!player || !take) return;
-    const making = GENERATING.has(take.state);
-    const behind = player.shown ? take.frames - 1 - player.shown.frame : 0;
-    const ended = this.#atEnd && !making;
-    const playing = player.playing && !ended;
-    const live = playing && making && (player.live || behind < take.fps * (this.#info.ahead + 2));
-    setIcon(this.#buttons.play, playing ? "pause" : "play");
-    setName(this.#buttons.play, playing ? "Pause" : "Play", "Space");
-    setIcon(this.#buttons.stop, making ? "stop" : "continue");
-    setName(this.#buttons.stop, making ? "Stop making this take" : "Continue making this take", "S");
-    this.#buttons.stop.disabled = !making && !take.can_continue;
-    this.#buttons.live.setAttribute("aria-pressed", String(live));
-    this.#buttons.live.disabled = !making;
-    setText(find(".live-text", this.#buttons.live), live || !making || !player.shown ? "Live" : `−${clock(behind / take.fps)}`);
-    setName(this.#buttons.live, live ? "Live: shows what is being made" : "Go to what is being made", "L");
-    this.#refreshDownload();
-    const veil = veilOf({ take, connected: player.connected, trouble: player.trouble, playing: player.playing, atEnd: this.#atEnd, waiting: player.waiting });
-    this.#showVeil(veil);
-    const shown = player.shown ? this.#said.prompt(player.shown.prompt) : take.prompt.prompt;
-    const label = `The video: ${shown}`;
-    if (this.#canvas.getAttribute("aria-label") !== label) this.#canvas.setAttribute("aria-label", label);
-    const title = `${take.prompt.prompt} – Longtake`;
-    if (document.title !== title) document.title = title;
-    setText(find("#watch-title"), `Take: ${take.prompt.prompt}`);
+    this.#controls.update({
+      take,
+      player,
+      making: this.#making,
+      atEnd: this.#atEnd,
+      moving: this.#moving > 0,
+      ahead: this.#info.ahead,
+      prompt: (player.shown && this.#said.prompt(player.shown.prompt)) || take.prompt.prompt,
+    });
   }
 
-  #refreshDownload() {
-    const link = this.#buttons.download;
-    const seen = Math.max(this.#player?.seen ?? -1, 0);
-    const until = this.#player && this.#player.seen >= 0 ? seen : this.#take.frames - 1;
-    if (until < 0) {
-      link.removeAttribute("href");
-      link.setAttribute("aria-disabled", "true");
-      setName(link, "Nothing to download yet");
-      return;
-    }
-    link.removeAttribute("aria-disabled");
-    link.setAttribute("href", address.video(this.#take.id, until));
-    link.setAttribute("download", `longtake-${this.#take.id}.mp4`);
-    setName(link, `Download what was seen, ${clock((until + 1) / this.#take.fps)}`, "D");
-  }
-
-  /** @param {import("./status.js").Veil | null} veil */
-  #showVeil(veil) {
-    this.#veil.hidden = veil === null;
-    this.#veil.classList.toggle("busy", Boolean(veil?.busy));
-    if (!veil) return;
-    setText(find(".veil-title", this.#veil), veil.title);
-    setText(find(".veil-text", this.#veil), veil.text ?? "");
-    const names = { continue: "Continue", resume: "Continue", new: "New take", replay: "Play from the beginning" };
-    const button = find(".veil-action", this.#veil);
-    button.hidden = !veil.action;
-    button.dataset.action = veil.action ?? "";
-    setText(button, veil.action ? names[veil.action] : "");
-  }
-
-  #act() {
-    switch (find(".veil-action", this.#veil).dataset.action) {
-      case "new":
-        window.location.hash = "";
-        break;
-      case "replay":
-        this.jump(0);
-        break;
-      case "resume":
-        this.togglePlay();
-        break;
-      default:
-        this.toggleMaking();
-    }
+  /** @param {"continue" | "new" | "replay"} action */
+  #act(action) {
+    if (action === "new") window.location.hash = "";
+    else if (action === "replay") this.jump(0);
+    else this.toggleMaking();
   }
 
   /**
@@ -385,10 +354,11 @@ export class Watch {
   }
 
   #fillChanges() {
-    const usual = this.#info.changes.find((/** @type {any} */ change) => change.name === this.#take.on_change);
+    const usual = this.#take.on_change;
+    const others = this.#info.changes.map((/** @type {any} */ { name }) => name).filter((/** @type {string} */ name) => name !== usual);
     this.#change.replaceChildren(
-      make("option", { value: "" }, `${usual?.name ?? this.#take.on_change} (as the take)`),
-      ...this.#info.changes.filter((/** @type {any} */ { name }) => name !== usual?.name).map((/** @type {any} */ { name }) => make("option", { value: name }, name)),
+      make("option", { value: "" }, `${usual} (as the take)`),
+      ...others.map((/** @type {string} */ name) => make("option", { value: name }, name)),
     );
     this.#explainChange();
   }
@@ -406,7 +376,6 @@ export class Watch {
   /** @param {boolean} sharp */
   #setSharp(sharp) {
     this.#screen.sharp = sharp;
-    setIcon(this.#buttons.sharpness, sharp ? "smooth" : "sharp");
-    setName(this.#buttons.sharpness, sharp ? "Show smooth" : "Show pixels", "X");
+    this.#controls.sharp = sharp;
   }
 }
