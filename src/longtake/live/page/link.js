@@ -20,6 +20,7 @@ export class Link {
   #failures = 0;
   #timer = 0;
   #closed = false;
+  #resting = false;
 
   /**
    * @param {string} id of the take
@@ -40,14 +41,37 @@ export class Link {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
+  /** Ends it for good. */
   close() {
     this.#closed = true;
-    window.clearTimeout(this.#timer);
     window.removeEventListener("online", this.#now);
-    this.#socket?.close(1000);
+    this.rest();
+  }
+
+  /** Ends the connection until `wake`: a take without viewers costs nothing after a while. */
+  rest() {
+    this.#resting = true;
+    window.clearTimeout(this.#timer);
+    this.#timer = 0;
+    const socket = this.#socket;
+    this.#socket = null;
+    if (!socket) return;
+    socket.close(1000);
+    this.#hears.connected(false);
+  }
+
+  get resting() {
+    return this.#resting;
+  }
+
+  /** Connects again after `rest`. */
+  wake() {
+    this.#resting = false;
+    if (!this.#socket) this.#connect();
   }
 
   #connect() {
+    this.#timer = 0;
     const socket = new WebSocket(address.watch(this.#id, this.#hears.from()));
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
@@ -86,14 +110,14 @@ export class Link {
         }
       }
     }
-    if (this.#closed) return;
+    if (this.#closed || this.#resting || this.#socket) return;
     if (retry) this.#timer = window.setTimeout(() => this.#connect(), Math.max(wait, reconnectDelay(this.#failures)));
     else this.#hears.over(message ?? "The connection was closed.");
   }
 
   /** The network is back: why wait. */
   #now = () => {
-    if (this.#socket || this.#closed || !this.#timer) return;
+    if (this.#socket || this.#closed || this.#resting || !this.#timer) return;
     window.clearTimeout(this.#timer);
     this.#connect();
   };

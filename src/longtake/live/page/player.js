@@ -4,6 +4,8 @@ import { creditWindow, Credit, JitterBuffer } from "./buffer.js";
 import { Link } from "./link.js";
 import { parseFrame } from "./protocol.js";
 
+const REST_AFTER = 60_000; // milliseconds in a hidden tab
+
 /**
  * @typedef {import("./protocol.js").Frame & {bitmap: ImageBitmap}} Shown
  *
@@ -43,6 +45,7 @@ export class Player {
   #queue = Promise.resolve();
   #emptySince = performance.now();
   #raf = 0;
+  #rest = 0;
 
   /**
    * @param {any} take
@@ -69,6 +72,7 @@ export class Player {
 
   close() {
     cancelAnimationFrame(this.#raf);
+    window.clearTimeout(this.#rest);
     document.removeEventListener("visibilitychange", this.#visibility);
     this.#link.close();
     this.#forget();
@@ -235,12 +239,23 @@ export class Player {
     this.#changed();
   }
 
-  /** Nobody looks: no credit. Then back to what is being made, unless something recorded was looked at. */
+  /**
+   * Nobody looks: no credit, and after a while no connection. Then back to what is being made, unless something
+   * recorded was looked at.
+   */
   #visibility = () => {
     this.#credit.open = !document.hidden;
-    if (document.hidden) return;
-    if (this.live && this.playing && this.connected) this.seek("live");
+    window.clearTimeout(this.#rest);
+    if (document.hidden) {
+      this.#rest = window.setTimeout(() => this.#link.rest(), REST_AFTER);
+      return;
+    }
     this.#buffer.hold();
+    if (this.#link.resting && !this.trouble) {
+      this.#forget();
+      if (this.live) this.#next = -1;
+      this.#link.wake();
+    } else if (this.live && this.playing && this.connected) this.seek("live");
   };
 
   #changed() {

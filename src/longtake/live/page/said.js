@@ -1,7 +1,7 @@
 // What was said when, the newest first, with the moment each change took effect.
 
 import { find, make, setText } from "./dom.js";
-import { clock, span, spoken } from "./format.js";
+import { clock, span } from "./format.js";
 
 export class Said {
   #list;
@@ -81,7 +81,7 @@ export class Said {
         ? make("button", {
             type: "button",
             class: "when",
-            "aria-label": `Play from ${spoken(entry.seconds)}: ${entry.prompt}`,
+            "aria-label": `${clock(entry.seconds, true)}, play from there: ${entry.prompt}`,
             click: () => this.#play(entry.seconds),
           }, clock(entry.seconds, true))
         : make("span", { class: "when" }, entry.state === "waiting" ? "next" : "–");

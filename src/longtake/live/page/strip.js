@@ -168,7 +168,7 @@ export class Strip {
         type: "button",
         class: "strip-picture",
         tabindex: k === this.#focused ? "0" : "-1",
-        "aria-label": `Play from ${spoken(seconds)}`,
+        "aria-label": `${clock(seconds)}, play from ${spoken(seconds)}`,
         "aria-current": k === this.#current ? "true" : null,
         click: () => this.#play(seconds),
         focus: () => this.#rove(k),
