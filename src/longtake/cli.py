@@ -229,7 +229,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen to; 0 for any that is free.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(help="What requests must show. Better in the variable LONGTAKE_TOKEN, where others cannot see it."),
+        typer.Option(
+            help="What requests must show. Better in the variable LONGTAKE_TOKEN, where others cannot see it."
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
@@ -241,9 +243,7 @@ def serve(
     model: Annotated[str | None, typer.Option(help="As for `longtake generate`. Default: pocket.")] = None,
     components: Annotated[Path | None, typer.Option(help="As for `longtake generate`.")] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="As for `longtake generate`.")] = None,
-    memory_weights: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="As for `longtake generate`.")
-    ] = None,
+    memory_weights: Annotated[Path | None, typer.Option(metavar="PATH", help="As for `longtake generate`.")] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -262,7 +262,7 @@ def serve(
         str, typer.Option(help='A take pauses when nobody has watched it for so long; "never" for not at all.')
     ] = "60s",
     turn: Annotated[
-        str, typer.Option(help="How long a take may hold its device while others wait; \"never\" for no limit.")
+        str, typer.Option(help='How long a take may hold its device while others wait; "never" for no limit.')
     ] = "never",
     queue: Annotated[int, typer.Option(help="Takes that may wait, per device.")] = 8,
     max_takes: Annotated[int, typer.Option(help="Takes that are kept.")] = 200,

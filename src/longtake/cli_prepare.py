@@ -21,7 +21,7 @@ from longtake.facts import ModelFacts
 from longtake.lock import is_locked, locked_by_another
 from longtake.memory import Echo, parse_memory
 from longtake.placement import OFFLOADS, check_offload, parse_devices
-from longtake.plan import DTYPE_BYTES, Plan, check_memory, count, default_dtype, format_bytes, format_seconds
+from longtake.plan import DTYPE_BYTES, Plan, check_memory, default_dtype, format_bytes, format_seconds
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
 

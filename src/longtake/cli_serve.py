@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -62,16 +63,13 @@ def serve(request: Callable[[], ServeRequest]) -> int:
         devices = [name.strip() for name in (wanted.model.device or "auto").split(",")]
         if len(set(devices)) < len(devices):
             raise ValueError(f"--device names a device twice: {wanted.model.device}.")
-        wanted.settings.folder.mkdir(parents=True, exist_ok=True)
         jobs = [_prepared(wanted, device) for device in devices]
     except (ValueError, MemoryError) as error:
         return say(str(error), 2)
     except OSError as error:
         return say(f"{error.strerror or error} ({error.filename}).", 2)
     try:
-        import uvicorn
-
-        from longtake.live.app import make_app
+        from longtake.live.app import make_server
     except ImportError as error:
         return say(_MISSING.format(error.name), 2)
     try:
@@ -81,7 +79,7 @@ def serve(request: Callable[[], ServeRequest]) -> int:
         return say(str(error), 2)
     except OSError as error:
         return say(f"{error.strerror or error} ({error.filename}).", 2)
-    return _run(uvicorn, make_app(studio), studio, wanted.settings)
+    return _run(make_server, studio, wanted.settings)
 
 
 def _prepared(wanted: ServeRequest, device: str) -> Job:
@@ -90,8 +88,8 @@ def _prepared(wanted: ServeRequest, device: str) -> Job:
     facts = ModelFacts.read(asked_for(request, {}))
     examples = () if facts.pocket_words is None else facts.pocket_words.examples()
     prompt = examples[0] if examples else _ANY_PROMPT
-    out = wanted.settings.folder / "none.mp4"
-    return prepare(replace(request, prompt=prompt, out=out, seconds="1", quiet=True, overwrite=True))
+    with tempfile.TemporaryDirectory() as folder:
+        return prepare(replace(request, prompt=prompt, out=Path(folder, "none.mp4"), seconds="1", quiet=True))
 
 
 def _studio(settings: Settings, jobs: list[Job]) -> Any:
@@ -102,40 +100,24 @@ def _studio(settings: Settings, jobs: list[Job]) -> Any:
     if len({job.dtype for job in jobs}) > 1:
         raise ValueError("The devices would compute in different dtypes: choose one with --dtype.")
     options: list[str] = []
-    request = first.request
+    request, choice = first.request, first.plan.model.choice.to_dict()  # with absolute paths
     for name, value in (
-        ("--components", request.components),
-        ("--memory-weights", request.memory_weights),
+        ("--components", choice.get("components")),
+        ("--memory-weights", choice.get("memory")),
         ("--quantize", request.quantize),
         ("--threads", request.threads),
     ):
         options += [] if value is None else [name, str(value)]
-    for lora in request.loras:
-        options += ["--lora", lora]
+    for path, scale, _ in choice.get("loras", ()):
+        options += ["--lora", f"{path}:{scale:g}"]
     served = Served(first.plan.model, first.dtype, tuple(options))
     loads: dict[str, Callable[[], LongTakePipeline]] = {job.devices[0]: partial(load_for, job) for job in jobs}
     return Studio(settings, served, loads)
 
 
-def _run(uvicorn: Any, app: Any, studio: Any, settings: Settings) -> int:
-    limits = settings.limits
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,  # addresses of the page would be in it, with a line per picture
-        ws_max_size=limits.message_bytes,
-        ws_max_queue=16,
-        ws_per_message_deflate=False,  # pictures are small already, and every connection would keep a dictionary
-        proxy_headers=settings.behind_proxy,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=limits.body_bytes,
-        server_header=False,
-        date_header=False,
-    )
+def _run(make_server: Any, studio: Any, settings: Settings) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = uvicorn.Server(config)
+    server = make_server(studio)
     failed: list[str] = []
 
     def broken(error: str) -> None:
@@ -179,4 +161,3 @@ def _announce(server: Any, studio: Any, settings: Settings) -> None:
 def token_from(option: str | None) -> str | None:
     """The token that was typed, or that of the environment, which other users of the computer cannot see."""
     return option or os.environ.get("LONGTAKE_TOKEN") or None
-

@@ -264,7 +264,7 @@ class ModelFacts:
         if left_out := words.words_too_many(prompt):
             warnings.append(
                 f"The model {self.name} reads {words.MAX_WORDS} words of a prompt at most: "
-                f"the last {count(left_out, 'word')} of {prompt!r} will have no effect."
+                f"the last {left_out} word{'s' * (left_out != 1)} of {prompt!r} will have no effect."
             )
         return warnings
 
@@ -284,11 +284,6 @@ class ModelFacts:
             digest.update(f"{lora.scale:g}".encode())
             _sample(lora.path, digest)
         return digest.hexdigest()[:32]
-
-
-def count(number: int, thing: str) -> str:
-    """``1 frame``, ``2 frames``."""
-    return f"{number} {thing}" + "s" * (number != 1)
 
 
 def _parts(info: ModelInfo, found: Sources | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

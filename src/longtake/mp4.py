@@ -192,9 +192,14 @@ class Fragment(NamedTuple):
     """Where a fragment is in its file: its first frame and how many, its first byte and the one after its last."""
 
     first: int
-    count: int
+    frames: int
     start: int
     end: int
+
+    @property
+    def last(self) -> int:
+        """Its last frame."""
+        return self.first + self.frames - 1
 
 
 def fragments(file: BinaryIO, start: int = 0) -> Iterator[Fragment]:

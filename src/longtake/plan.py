@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longtake import sizes
-from longtake.facts import ModelFacts, count
+from longtake.facts import ModelFacts
 from longtake.memory import Echo, MemoryPolicy, MemRoPE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -208,6 +208,11 @@ def bfloat16_units() -> list[str]:
 def default_dtype(device: str) -> str:
     """What ``--dtype auto`` means: bfloat16 where the hardware has it (twice as fast on such a CPU), else float32."""
     return "bfloat16" if device.startswith("cuda") or (device == "cpu" and bfloat16_units()) else "float32"
+
+
+def count(number: int, thing: str) -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{number} {thing}" + "s" * (number != 1)
 
 
 def format_bytes(count: float) -> str:

@@ -344,9 +344,9 @@ def _opened(path: Source) -> Iterator[tuple[Any, Any]]:
     with contextlib.ExitStack() as stack:
         whole: Any = path
         if not isinstance(path, io.BytesIO):
-            whole = without_torn_end(stack.enter_context(open(path, "rb")))
+            whole = without_torn_end(stack.enter_context(open(path, "rb"))) or os.fspath(path)
         try:
-            container = av.open(os.fspath(path) if whole is None else whole)
+            container = av.open(whole)
         except av.error.FFmpegError:
             raise ValueError(f"{_called(path)} cannot be read as a video.") from None
         with container:

@@ -118,9 +118,7 @@ def delete_take(studio: Here, take: This) -> None:
 _STEERING = problems("bad_request", "not_found", "conflict", "too_large", "not_json", "invalid")
 
 
-@router.post(
-    "/takes/{id}/steer", response_model=schemas.Entry, status_code=202, responses=_STEERING, tags=["takes"]
-)
+@router.post("/takes/{id}/steer", response_model=schemas.Entry, status_code=202, responses=_STEERING, tags=["takes"])
 def steer_take(studio: Here, take: This, said: schemas.SteerTake) -> dict[str, Any]:
     """Says a prompt, which takes effect with the next chunk (of a paused take: when it goes on)."""
     return studio.steer(take, said.prompt, said.change).to_dict()
@@ -285,7 +283,9 @@ def parse_range(text: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-@router.get("/takes/{id}/repeat", response_model=schemas.Repeat, responses={**_ONE, **problems("conflict")}, tags=["takes"])
+@router.get(
+    "/takes/{id}/repeat", response_model=schemas.Repeat, responses={**_ONE, **problems("conflict")}, tags=["takes"]
+)
 def repeat_take(studio: Here, take: This, until: Frame = None) -> dict[str, Any]:
     """The command that makes the take again, or its beginning up to a frame."""
     return repeat(studio, take, until)

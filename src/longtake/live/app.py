@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -75,6 +76,26 @@ def make_app(studio: Studio) -> Any:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
     return Guard(app, studio.settings, lambda code: studio.metrics.refused.labels(code).inc())
+
+
+def make_server(studio: Studio) -> uvicorn.Server:
+    """A server for a studio; ``run()`` it."""
+    settings, limits = studio.settings, studio.settings.limits
+    config = uvicorn.Config(
+        make_app(studio),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,  # it would have a line per picture
+        ws_max_size=limits.message_bytes,
+        ws_max_queue=16,
+        ws_per_message_deflate=False,  # pictures are small already, and every connection would keep a dictionary
+        proxy_headers=settings.behind_proxy,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=limits.body_bytes,
+        server_header=False,
+    )
+    return uvicorn.Server(config)
 
 
 def _trouble(request: Request, error: Exception) -> Response:

@@ -1,12 +1,12 @@
 """The data folder: what belongs to a take, and nothing outside of it is ever touched.
 
-    FOLDER/
-      server.lock           one server per folder
-      takes/ID/
-        take.json           what was asked for
-        timeline.jsonl      what was said when (``Timeline``)
-        take.mp4            the recording, its snapshot and its lock beside it
-        thumbnails/K.jpg    one picture every few seconds
+FOLDER/
+  server.lock           one server per folder
+  takes/ID/
+    take.json           what was asked for
+    timeline.jsonl      what was said when (``Timeline``)
+    take.mp4            the recording, its snapshot and its lock beside it
+    thumbnails/K.jpg    one picture every few seconds
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import secrets
@@ -173,10 +174,8 @@ class Guard:
         if scheme.lower() == "bearer" and _same(given.strip(), token):
             return
         cookies: SimpleCookie = SimpleCookie()
-        try:
+        with contextlib.suppress(CookieError):
             cookies.load(headers.get("cookie", ""))
-        except CookieError:
-            pass
         if COOKIE in cookies and _same(cookies[COOKIE].value, token):
             return
         raise Trouble(

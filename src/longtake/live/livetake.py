@@ -115,6 +115,7 @@ class LiveTake:
         take = cls(folder, asked)
         take.timeline.say(asked.prompt, None, 0)
         take.timeline.hold(0, 0)
+        take.snapshot_frame = 0
         take.keep()
         return take
 

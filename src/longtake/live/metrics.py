@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -22,7 +23,7 @@ class Metrics(Collector):
     def __init__(self, gauges: Callable[[], Mapping[str, tuple[str, str, Mapping[str, float]]]]) -> None:
         self._gauges = gauges
         self._registry = CollectorRegistry()
-        make = {"registry": self._registry}
+        make: dict[str, Any] = {"registry": self._registry}
         self.frames = Counter("longtake_frames", "Frames of video made.", **make)
         self.sent = Counter("longtake_frames_sent", "Frames sent to viewers.", **make)
         self.skipped = Counter("longtake_frames_skipped", "Frames left out for viewers who were too slow.", **make)

@@ -58,10 +58,10 @@ class Replay:
         for found in fragments(file, self._next[1]):
             if found.first > frame:
                 raise ValueError("The video is not what it was.")
-            if frame < found.first + found.count:
+            if frame <= found.last:
                 file.seek(found.start)
                 content = file.read(found.end - found.start)
-                self._next = (found.first + found.count, found.end)
+                self._next = (found.last + 1, found.end)
                 return Part(found.first, list(read_frames(io.BytesIO(header + content))))
         return None
 
@@ -84,7 +84,7 @@ def measure(path: Path) -> tuple[int, int]:
     if path.exists():
         with path.open("rb") as file:
             for found in fragments(file):
-                frames, size = found.first + found.count, found.end
+                frames, size = found.last + 1, found.end
     return frames, size
 
 
@@ -111,7 +111,7 @@ class Download:
         with path.open("rb") as file:
             begin = _header(file)
             for found in fragments(file):
-                self.frames, self.size = found.first + found.count, found.end
+                self.frames, self.size = found.last + 1, found.end
                 if until is not None and until < self.frames:
                     break
         head = io.BytesIO(begin)

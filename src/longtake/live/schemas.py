@@ -36,7 +36,9 @@ class CreateTake(Strict):
     prompt: Prompt
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Of all noise; drawn by the server if not given.")
     memory: str | None = Field(
-        None, max_length=300, description="As on the command line: a name of /api/info, with settings if wanted.",
+        None,
+        max_length=300,
+        description="As on the command line: a name of /api/info, with settings if wanted.",
         examples=["memrope:recent=4"],
     )
     on_change: Change = Field("keep", description="What a new prompt does to the past if it does not say so itself.")

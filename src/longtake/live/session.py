@@ -101,9 +101,7 @@ class Session:
         }
         if Recorded.look(take.folder.video) is None:
             script = Script((Segment(take.timeline.entries[0].prompt, 0),))
-            generation = self._pipe.start(
-                script, asked.memory, asked.seed, asked.height, asked.width, asked.on_change
-            )
+            generation = self._pipe.start(script, asked.memory, asked.seed, asked.height, asked.width, asked.on_change)
             self._recording = Recording.start(generation, take.folder.video, snapshot_every=every, settings=kept)
         else:
             self._recording = Recording.resume(self._pipe, take.folder.video, snapshot_every=every, settings=kept)

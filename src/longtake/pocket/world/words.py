@@ -174,7 +174,7 @@ def what_it_knows() -> str:
 
 def groups() -> dict[str, tuple[str, ...]]:
     """What may be said, by kind: the plainest way for each concept."""
-    kinds = {
+    kinds: dict[str, Mapping[str, Sequence[str]]] = {
         "colours": _COLORS,
         "patterns": _PATTERNS,
         "sizes": _SIZES,
