@@ -24,7 +24,7 @@ from longtake.live.studio import Studio
 PROMPT = "a red ball rolls over a meadow"
 OTHER = "a blue box bounces in a room"
 TOKEN = "a-token-for-tests"
-PATIENCE = 120.0  # seconds; only a broken server needs them
+PATIENCE = 300.0  # seconds; only a broken server needs them
 LOOSE = Limits(requests=1e6, orders=1e6, messages=1e6)
 
 

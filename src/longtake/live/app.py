@@ -26,7 +26,7 @@ from longtake.live.watch import watch
 PAGE = Path(__file__).with_name("page")
 _DESCRIPTION = """Endless videos, made on this server while they are watched, and steered by prompts.
 
-Watching is a WebSocket, `/api/takes/{id}/watch`, which OpenAPI cannot describe: see docs/live.md."""
+Watching is a WebSocket, `/api/takes/{id}/watch`, which OpenAPI cannot describe: see docs/live-protocol.md."""
 _TAGS = [
     {"name": "takes", "description": "Takes: one running generation each."},
     {"name": "files", "description": "Pictures, recordings and snapshots."},

@@ -1,4 +1,4 @@
-"""What stands before the API: who may ask, from where, how much and how often. See "Access" in ``docs/live.md``."""
+"""What stands before the API: who may ask, from where, how much and how often. See "Access" in ``docs/live-protocol.md``."""
 
 from __future__ import annotations
 
@@ -135,21 +135,24 @@ class Guard:
 
     def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
         origin = headers.get("origin")
-        if origin is not None:
-            there, here = urlsplit(origin), headers.get("host", "").lower()
-            names = [name.lower() for name in self._settings.allow_hosts]
-            try:
-                allowed = there.hostname in names or (
-                    there.scheme in ("http", "https") and _with_port(there.netloc, there.scheme) in _both_ports(here)
-                )
-            except ValueError:
-                allowed = False
-            if not allowed:
-                raise Trouble("forbidden", "Other sites may not use this server.")
+        if origin is not None and not self._is_own(origin, headers.get("host", "")):
+            raise Trouble("forbidden", "Other sites may not use this server.")
         # Browsers say so of pictures and plain requests too, which have no Origin. Following a link is allowed.
         site, mode = headers.get("sec-fetch-site"), headers.get("sec-fetch-mode")
         if site in ("cross-site", "same-site") and (mode != "navigate" or scope.get("method", "GET") != "GET"):
             raise Trouble("forbidden", "Other sites may not use this server.")
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        try:
+            there, here = urlsplit(origin), urlsplit(f"//{host}")
+            usual = {"http": 80, "https": 443}[there.scheme]
+            if there.hostname in [name.lower() for name in self._settings.allow_hosts]:
+                return True
+            # A Host without a port is the usual one of the scheme that the browser sees, which behind a proxy with TLS
+            # is not ours.
+            return there.hostname == here.hostname and (there.port or usual) == (here.port or usual)
+        except (ValueError, KeyError):  # no address, or of another scheme
+            return False
 
     def _check_rate(self, scope: Scope, order: bool) -> None:
         address = (scope.get("client") or ("", 0))[0]
@@ -211,17 +214,6 @@ def _is_number(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _with_port(netloc: str, scheme: str) -> str:
-    parts = urlsplit(f"//{netloc}")
-    return f"{parts.hostname}:{parts.port or (443 if scheme == 'https' else 80)}"
-
-
-def _both_ports(host: str) -> tuple[str, ...]:
-    """A Host header without a port is on 80 or, behind a proxy that speaks TLS, on 443."""
-    parts = urlsplit(f"//{host}")
-    return tuple(f"{parts.hostname}:{port}" for port in ((parts.port,) if parts.port else (80, 443)))
 
 
 def _same(given: str, wanted: str) -> bool:

@@ -80,7 +80,7 @@ class LiveTake:
 
     Attributes:
         asked: what it was created with.
-        state, reason, message: see ``docs/live.md``.
+        state, reason, message: see ``docs/live-protocol.md``.
         frames, bytes: of the recording; ``snapshot_frame``: what its snapshot continues after.
         catch_up: frames that had been made before it was continued. Up to there it is made again as it was.
         wanted: what the engine is asked to do with it: "run", "pause" or "delete".

@@ -19,7 +19,7 @@ _SMALL = 256 * 256  # pixels; below, blurred colours cost more than they save
 
 
 class Header(NamedTuple):
-    """What stands before every picture, see ``docs/live.md``.
+    """What stands before every picture, see ``docs/live-protocol.md``.
 
     ``picture`` is one of ``FORMATS``; ``time`` in seconds of video; ``made`` in seconds since 1970, 0 if unknown.
     """

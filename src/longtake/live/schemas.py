@@ -1,4 +1,4 @@
-"""What the API takes and gives, for OpenAPI. The meaning of every field is in ``docs/live.md``."""
+"""What the API takes and gives, for OpenAPI. The meaning of every field is in ``docs/live-protocol.md``."""
 
 from __future__ import annotations
 
