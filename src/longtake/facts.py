@@ -245,6 +245,29 @@ class ModelFacts:
             return None
         return next((words for words in (world_words, first_words) if set(words.vocabulary()) <= known), None)
 
+    def check_prompt(self, prompt: str) -> list[str]:
+        """What of a prompt will have no effect, in sentences; none if the model's words are not known.
+
+        Raises:
+            ValueError: if the model knows nothing of it.
+        """
+        words = self.pocket_words
+        if words is None:
+            return []
+        if not words.content_words(prompt):
+            raise ValueError(f"The model {self.name} knows nothing of {prompt!r}; it knows {words.what_it_knows()}.")
+        warnings = []
+        if unknown := words.unknown_words(prompt):
+            warnings.append(
+                f"The model {self.name} does not know {', '.join(unknown)}; it knows {words.what_it_knows()}."
+            )
+        if left_out := words.words_too_many(prompt):
+            warnings.append(
+                f"The model {self.name} reads {words.MAX_WORDS} words of a prompt at most: "
+                f"the last {left_out} word{'s' * (left_out != 1)} of {prompt!r} will have no effect."
+            )
+        return warnings
+
     def signature(self) -> str | None:
         """Tells models apart by what is in their files, without loading them; None if they are not here yet.
 

@@ -37,16 +37,22 @@ def frames_in(seconds: float, fps: float) -> int:
     return max(1, round(seconds * fps))
 
 
+def slots_of(policy: MemoryPolicy, chunk: int) -> list[tuple[str, int]]:
+    """What a policy's slots hold once full, as (role, frames), in order of position."""
+    tokens = [("long", 1), ("short", 1)] if isinstance(policy, MemRoPE) else []
+    tokens += [("memory", policy.frames)] if isinstance(policy, Echo) else []
+    tokens += [("chosen", policy.chosen)] if isinstance(policy, DeepForcing) else []
+    recent = policy.capacity(chunk) - policy.sink - sum(count for _, count in tokens) - chunk
+    slots = [("sink", policy.sink), *tokens, ("recent", recent), ("current", chunk)]
+    return [(role, count) for role, count in slots if count > 0]
+
+
 def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
-    total = policy.capacity(chunk)
     if isinstance(policy, DeepForcing):
         return _in_turn(policy, chunk)
-    tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
-    tokens += [f"{policy.frames} memory"] if isinstance(policy, Echo) else []
-    recent = total - policy.sink - sum(int(token.split()[0]) for token in tokens) - chunk
-    parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
-    return " + ".join([*parts, f"{chunk} current"]) + f" = {total} frames"
+    parts = [f"{count} {role}" for role, count in slots_of(policy, chunk)]
+    return " + ".join(parts) + f" = {policy.capacity(chunk)} frames"
 
 
 def _in_turn(policy: DeepForcing, chunk: int) -> str:
@@ -176,6 +182,32 @@ class Plan:
     def disk_bytes(self) -> int:
         """What the disk must have free: the video, and two snapshots, as a new one is whole before the old one goes."""
         return self.video_bytes + 2 * self.snapshot_bytes
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuses a learned memory without trained weights, or with others than it needs, as far as headers tell.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    policy, facts = plan.policy, plan.model
+    if not isinstance(policy, Echo):
+        return
+    if not facts.may_have_memory:
+        raise ValueError(
+            f"The memory {policy.name} is learned, and there are no trained weights of it for the model {facts.name}: "
+            "give some with --memory-weights, or choose another --memory."
+        )
+    saved = facts.saved_memory
+    if saved is None:
+        return
+    if not saved["trained"]:
+        raise ValueError(
+            f"The memory weights for the model {facts.name} are untrained and can make no video: "
+            "give others with --memory-weights."
+        )
+    grid = (plan.height // facts.step, plan.width // facts.step)
+    policy.check_weights(saved["config"], facts.heads, facts.head_dim, grid, facts.layers)
 
 
 def bfloat16_units() -> list[str]:
