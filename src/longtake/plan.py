@@ -40,7 +40,9 @@ def frames_in(seconds: float, fps: float) -> int:
 def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
     total = policy.capacity(chunk)
-    tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
+    tokens = []
+    if isinstance(policy, MemRoPE):
+        tokens = [f"1 {name}" for name in ("long", "short") if policy.averages in ("both", name)]
     tokens += [f"{policy.frames} memory"] if isinstance(policy, Echo) else []
     recent = total - policy.sink - sum(int(token.split()[0]) for token in tokens) - chunk
     parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
