@@ -39,7 +39,9 @@ def frames_in(seconds: float, fps: float) -> int:
 
 def slots_of(policy: MemoryPolicy, chunk: int) -> list[tuple[str, int]]:
     """What a policy's slots hold once full, as (role, frames), in order of position."""
-    tokens = [("long", 1), ("short", 1)] if isinstance(policy, MemRoPE) else []
+    tokens: list[tuple[str, int]] = []
+    if isinstance(policy, MemRoPE):
+        tokens = [(name, 1) for name in ("long", "short") if policy.averages in ("both", name)]
     tokens += [("memory", policy.frames)] if isinstance(policy, Echo) else []
     tokens += [("chosen", policy.chosen)] if isinstance(policy, DeepForcing) else []
     recent = policy.capacity(chunk) - policy.sink - sum(count for _, count in tokens) - chunk

@@ -167,7 +167,7 @@ def memory_bytes(
     per_token = layers * heads * head_dim
     count = 3 * policy.capacity(chunk) * tokens * per_token * width
     if isinstance(policy, MemRoPE):
-        count += 2 * 2 * (tokens if _per_position(policy) else 1) * per_token * 4
+        count += len(policy.kept) * 2 * (tokens if _per_position(policy) else 1) * per_token * 4
     if isinstance(policy, Echo):
         count += policy.frames * tokens * heads * head_dim * 4
     if isinstance(policy, DeepForcing):
