@@ -273,6 +273,8 @@ def test_mean_age_of_the_averages(spec: str, tiny: LongTakePipeline) -> None:
         ({"idle_pause": 0.0}, "--idle-pause"),
         ({"quality": 0}, "--quality"),
         ({"picture": "gif"}, "jpeg, webp"),
+        ({"max_seconds": float("inf")}, "--max-length"),
+        ({"snapshot_every": float("inf")}, "--snapshot-every"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
