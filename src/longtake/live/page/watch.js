@@ -16,6 +16,8 @@ import { stateText } from "./status.js";
 import { Strip } from "./strip.js";
 
 const STEP = 5; // seconds that the arrow keys go
+const WIDE = 1.3; // shape of a video from which there is room below it
+const TWO_COLUMNS = window.matchMedia("(min-width: 60rem)");
 const MAKING = new Set(["running", "starting", "queued"]);
 
 export class Watch {
@@ -78,6 +80,7 @@ export class Watch {
       veil: (action) => this.#act(action),
     });
     this.#setSharp(remembered("sharp") === "yes");
+    TWO_COLUMNS.addEventListener("change", () => this.#arrange());
   }
 
   /** @param {string} id */
@@ -99,6 +102,7 @@ export class Watch {
     this.#sent = this.#seenAfter = null;
     this.#view.hidden = false;
     this.#view.style.setProperty("--shape", String(take.width / take.height));
+    this.#arrange();
     this.#composer.refresh();
     this.#composer.text = take.prompt.prompt;
     this.#fillChanges();
@@ -371,6 +375,15 @@ export class Watch {
   #setFacts() {
     const { model, memory, seed, width, height, fps, device } = this.#take;
     setText(find("#facts"), [model, memory, `seed ${seed}`, `${width}×${height}`, `${fps} frames/s`, device].filter(Boolean).join(" · "));
+  }
+
+  /** Below a wide video there is room beside the prompt's column; beside a square one there is more. */
+  #arrange() {
+    if (!this.#take) return;
+    const below = TWO_COLUMNS.matches && this.#take.width / this.#take.height > WIDE;
+    const panels = [find(".memory-panel"), find(".now-panel")];
+    if (below) find(".view").append(...panels);
+    else find(".said-panel").before(...panels.reverse());
   }
 
   /** @param {boolean} sharp */
