@@ -132,6 +132,37 @@ class Server:
             return json.load(error)
 
 
+NAMED = {"button", "link", "textbox", "combobox", "checkbox", "spinbutton", "image", "dialog", "region", "form"}
+
+# Text against what is behind it, as WCAG 2 computes it; nothing but the veil lies over a picture.
+CONTRAST = """() => {
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+    const rgba = (color) => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const linear = (value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    const light = (color) => [0.2126, 0.7152, 0.0722].reduce((sum, part, i) => sum + part * linear(color[i] / 255), 0);
+    const behind = (element) => {
+        const color = rgba(getComputedStyle(element).backgroundColor);
+        return color[3] === 255 || !element.parentElement ? color : behind(element.parentElement);
+    };
+    const other = ".veil, .unseen, .skip, :disabled, [aria-disabled], dialog:not([open])";
+    const poor = [];
+    for (const element of document.querySelectorAll("body *")) {
+        const texts = [...element.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE);
+        const text = texts.map((node) => node.textContent.trim()).join("");
+        if (!text || !element.checkVisibility() || element.closest(other)) continue;
+        const both = [light(rgba(getComputedStyle(element).color)), light(behind(element))].sort((a, b) => b - a);
+        const ratio = (both[0] + 0.05) / (both[1] + 0.05);
+        if (ratio < 4.5) poor.push(`${text.slice(0, 30)}: ${ratio.toFixed(2)}`);
+    }
+    return poor;
+}"""
+
+
 def _small(url: str) -> np.ndarray:
     image = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")
     return np.asarray(image.resize((64, 64), Image.Resampling.BOX))
@@ -210,6 +241,19 @@ class Visit:
     def no_sideways(self) -> None:
         """Nothing is wider than the screen."""
         assert self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    def nameless(self) -> list[str]:
+        """What a screen reader finds and has no name for."""
+        session = self.context.new_cdp_session(self.page)
+        nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+        shown = [node for node in nodes if not node.get("ignored") and node.get("role", {}).get("value") in NAMED]
+        assert len(shown) > 10
+        found = [node["backendDOMNodeId"] for node in shown if not node.get("name", {}).get("value")]
+        return [session.send("DOM.getOuterHTML", {"backendNodeId": node})["outerHTML"][:200] for node in found]
+
+    def faint(self) -> list[str]:
+        """Texts with too little contrast."""
+        return list(self.page.evaluate(CONTRAST))
 
     def close(self) -> None:
         self.context.close()
