@@ -53,7 +53,8 @@ PLAY = """
     const buffer = new JitterBuffer({ fps: 16, drop: (frame) => dropped.push(frame.frame) });
     if (given.realTime) buffer.realTime = given.realTime;
     let next = 0, frame = 0;
-    for (let now = 0; now < given.until; now += given.asleep && now >= given.asleep[0] && now < given.asleep[1] ? 1000 : 1000 / 60) {
+    const [asleep, awake] = given.asleep ?? [Infinity, Infinity];
+    for (let now = 0; now < given.until; now += now >= asleep && now < awake ? 1000 : 1000 / 60) {
         while (next < given.arrivals.length && given.arrivals[next] <= now) {
             buffer.push({ frame: frame++ }, now);
             next += 1;
@@ -255,9 +256,8 @@ def test_a_running_average_fades_as_its_rate_says(page: Any) -> None:
 
 
 def test_waiting_to_connect_again_grows_and_ends(page: Any) -> None:
-    body = (
-        "const { reconnectDelay } = await import('/page/protocol.js'); return given.map((n) => reconnectDelay(n, 0.5));"
-    )
-    assert run(page, body, [1, 2, 3, 9, 1000]) == [500, 1000, 2000, 10_000, 10_000]
-    body = "const { readClose } = await import('/page/protocol.js'); return given.map((code) => readClose(code, '').retry);"
-    assert run(page, body, [1000, 1001, 1006, 1008, 4404, 4429]) == [False, True, True, False, False, True]
+    read = "const { reconnectDelay, readClose } = await import('/page/protocol.js');"
+    delays = f"{read} return given.map((failures) => reconnectDelay(failures, 0.5));"
+    assert run(page, delays, [1, 2, 3, 9, 1000]) == [500, 1000, 2000, 10_000, 10_000]
+    again = f"{read} return given.map((code) => readClose(code, '').retry);"
+    assert run(page, again, [1000, 1001, 1006, 1008, 4404, 4429]) == [False, True, True, False, False, True]

@@ -114,6 +114,7 @@ export class Controls {
     const veil = veilOf({ take, connected, trouble, playing, atEnd, waiting });
     this.#veil.hidden = veil === null;
     this.#veil.classList.toggle("busy", Boolean(veil?.busy));
+    this.#veil.classList.toggle("small", Boolean(veil?.small));
     if (!veil) return;
     setText(find(".veil-title", this.#veil), veil.title);
     setText(find(".veil-text", this.#veil), veil.text ?? "");

@@ -15,6 +15,7 @@ const REST_AFTER = 60_000; // milliseconds in a hidden tab
  * @property {(take: any) => void} take a Take of the protocol
  * @property {(entries: any[], all: boolean) => void} entries of the timeline, new or changed, or all there are
  * @property {(memory: any) => void} memory a Memory of the protocol
+ * @property {() => void} behind the server left out frames, as this viewer was too slow
  * @property {() => void} changed whether it plays, is connected, is live
  * @property {(message: string) => void} problem that is no end
  */
@@ -151,6 +152,7 @@ export class Player {
           if (!this.#seeking) this.#forget(); // the second of two seeks in a row
           this.#seeking = false;
         }
+        if (message.reason === "slow") this.#audience.behind();
         this.#next = message.to;
         break;
       case "gone":

@@ -7,6 +7,7 @@
  * @property {string} [text]
  * @property {"continue" | "new" | "replay"} [action] offered first
  * @property {boolean} [busy] something is going on
+ * @property {boolean} [small] the picture stays in view
  */
 
 /**
@@ -38,7 +39,7 @@ export function veilOf({ take, connected, trouble, playing, atEnd, waiting }) {
     case "finished":
       return atEnd ? { title: "This take has its full length", action: "replay" } : null;
     default:
-      return waiting ? { title: "Waiting for frames", busy: true } : null;
+      return waiting ? { title: "Waiting for frames", busy: true, small: true } : null;
   }
 }
 

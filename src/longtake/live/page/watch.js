@@ -1,9 +1,10 @@
 // A take that is being watched: ties the player to everything around the picture.
 
 import { address, api, ApiError } from "./api.js";
+import { ChangeChoice } from "./changes.js";
 import { Composer } from "./composer.js";
 import { Controls } from "./controls.js";
-import { find, make, remember, remembered, setText } from "./dom.js";
+import { find, remember, remembered, setText } from "./dom.js";
 import { clock, spoken } from "./format.js";
 import { MemoryView } from "./memory.js";
 import { announce, attempt, notify } from "./notices.js";
@@ -16,6 +17,9 @@ import { stateText } from "./status.js";
 import { Strip } from "./strip.js";
 
 const STEP = 5; // seconds that the arrow keys go
+const TELL_AGAIN = 60_000; // milliseconds
+const WIDE = 1.3; // shape of a video from which there is room below it
+const TWO_COLUMNS = window.matchMedia("(min-width: 60rem)");
 const MAKING = new Set(["running", "starting", "queued"]);
 
 export class Watch {
@@ -24,7 +28,7 @@ export class Watch {
   #controls;
   #screen = new Screen(find("#screen"));
   #view = find("#watch");
-  #change = make("select", { id: "change", "aria-describedby": "change-about" });
+  #change;
 
   /** @type {any} */
   #take = null;
@@ -48,6 +52,7 @@ export class Watch {
   /** @type {number | null} seconds from sending a prompt to seeing it */
   #seenAfter = null;
   #timer = 0;
+  #toldBehind = -Infinity;
   #opening = 0;
 
   /**
@@ -63,11 +68,7 @@ export class Watch {
       examples: false,
       send: (prompt) => this.#say(prompt),
     });
-    this.#composer.extras.append(
-      make("label", { class: "field inline" }, make("span", { class: "field-name" }, "The past"), this.#change),
-      make("p", { class: "quiet change-about", id: "change-about" }),
-    );
-    this.#change.addEventListener("change", () => this.#explainChange());
+    this.#change = new ChangeChoice(this.#composer.extras, info.changes);
     this.#controls = new Controls({
       play: () => this.togglePlay(),
       stop: () => this.toggleMaking(),
@@ -78,6 +79,7 @@ export class Watch {
       veil: (action) => this.#act(action),
     });
     this.#setSharp(remembered("sharp") === "yes");
+    TWO_COLUMNS.addEventListener("change", () => this.#arrange());
   }
 
   /** @param {string} id */
@@ -99,9 +101,10 @@ export class Watch {
     this.#sent = this.#seenAfter = null;
     this.#view.hidden = false;
     this.#view.style.setProperty("--shape", String(take.width / take.height));
+    this.#arrange();
     this.#composer.refresh();
     this.#composer.text = take.prompt.prompt;
-    this.#fillChanges();
+    this.#change.reset(take.on_change);
     setText(find("#position"), clock(0, true));
     const jump = (/** @type {number} */ seconds) => this.jump(seconds);
     this.#said = new Said(take.on_change, jump);
@@ -118,6 +121,7 @@ export class Watch {
       take: (changed) => this.#takeChanged(changed),
       entries: (entries, all) => this.#entries(entries, all),
       memory: (memory) => this.#memory.update(memory, !this.#player?.live || !this.#player.playing),
+      behind: () => this.#behind(),
       changed: () => this.#refresh(),
       problem: notify,
     });
@@ -241,7 +245,7 @@ export class Watch {
   /** @param {string} prompt */
   async #say(prompt) {
     const sent = performance.now();
-    const entry = await api.steer(this.#take.id, prompt, this.#change.value || null);
+    const entry = await api.steer(this.#take.id, prompt, this.#change.value);
     this.#sent = { id: entry.id, sent };
     this.#entries([entry], false);
     announce(`Said: ${prompt}`);
@@ -262,6 +266,13 @@ export class Watch {
       this.#numbers.latency(this.#seenAfter, this.#take.latency);
       announce(`Now: ${this.#said.prompt(frame.prompt)}`);
     }
+  }
+
+  #behind() {
+    const now = performance.now();
+    if (now - this.#toldBehind < TELL_AGAIN) return;
+    this.#toldBehind = now;
+    notify("Too slow to show everything: some of it was left out here. It is all in the recording.");
   }
 
   /** @param {any} take */
@@ -353,24 +364,18 @@ export class Watch {
     setText(find("#position"), clock(frame / this.#take.fps, true));
   }
 
-  #fillChanges() {
-    const usual = this.#take.on_change;
-    const others = this.#info.changes.map((/** @type {any} */ { name }) => name).filter((/** @type {string} */ name) => name !== usual);
-    this.#change.replaceChildren(
-      make("option", { value: "" }, `${usual} (as the take)`),
-      ...others.map((/** @type {string} */ name) => make("option", { value: name }, name)),
-    );
-    this.#explainChange();
-  }
-
-  #explainChange() {
-    const name = this.#change.value || this.#take.on_change;
-    setText(find("#change-about"), this.#info.changes.find((/** @type {any} */ change) => change.name === name)?.description ?? "");
-  }
-
   #setFacts() {
     const { model, memory, seed, width, height, fps, device } = this.#take;
     setText(find("#facts"), [model, memory, `seed ${seed}`, `${width}×${height}`, `${fps} frames/s`, device].filter(Boolean).join(" · "));
+  }
+
+  /** Below a wide video there is room beside the prompt's column; beside a square one there is more. */
+  #arrange() {
+    if (!this.#take) return;
+    const below = TWO_COLUMNS.matches && this.#take.width / this.#take.height > WIDE;
+    const panels = [find(".memory-panel"), find(".now-panel")];
+    if (below) find(".view").append(...panels);
+    else find(".said-panel").before(...panels.reverse());
   }
 
   /** @param {boolean} sharp */
