@@ -158,6 +158,8 @@ def make(comparison: Comparison, job: Job, folder: Path, stop: Stop, at_once: in
         return 0
     plan = settled(plan)
     pipe = load_for(plan)
+    import torch
+
     from longtake.machine import machine
 
     about = {
@@ -165,7 +167,7 @@ def make(comparison: Comparison, job: Job, folder: Path, stop: Stop, at_once: in
         "signature": plan.plan.model.signature(),
         "dtype": plan.dtype,
         "devices": list(plan.devices),
-        "machine": machine(request.threads or usable_cores()),
+        "machine": machine(torch.get_num_threads()),
         "at_once": at_once,
     }
     clock = Clock(_clock_path(video), about)
