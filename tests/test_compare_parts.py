@@ -49,6 +49,7 @@ SCRIPTS = tuple(f"prompt {chr(97 + i)}" for i in range(8))
             ["slow one=memrope:short=0.01,recent=4,fast=memrope:long=0.1", "longlive"],
             [("slow one", "memrope:short=0.01,recent=4"), ("fast", "memrope:long=0.1"), ("longlive", "longlive")],
         ),
+        (["x=elephant;y=elephant:legs=4"], [("x", "elephant"), ("y", "elephant:legs=4")]),
         (["memrope:ids=absolute,elephant:legs=4"], [("memrope:ids=absolute",) * 2, ("elephant:legs=4",) * 2]),
     ],
 )
@@ -63,8 +64,7 @@ def test_memories(texts: list[str], entries: list[tuple[str, str]]) -> None:
         ([";,"], "Which memories?"),
         (["memrope,longlive,memrope"], "has 'memrope' twice"),
         (["A=memrope;a=longlive"], "has 'a' twice"),
-        (["memrope,recent=3"], "setting 'recent=3' without a memory before it"),
-        (["window=12"], "setting 'window=12' without a memory"),
+        (["memrope,recent=3"], "no setting of it, which would be written memrope:recent=3, and no other memory"),
         (["a/b=memrope"], "can be called by up to 40 letters"),
         (["=memrope"], "can be called by"),
     ],

@@ -54,11 +54,11 @@ class Clock:
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self._path = path
-        self.data: dict[str, Any] = {"chunk_ms": [], "memory_bytes": None, "made": dict(about)}
+        self.data: dict[str, Any] = {"chunk_ms": [], "memory_bytes": None, "attended": None, "made": dict(about)}
         try:
             before = read_json_file(path)
             self.data["chunk_ms"] = [float(t) for t in before["chunk_ms"]]
-            self.data["memory_bytes"] = before["memory_bytes"]
+            self.data |= {name: before[name] for name in ("memory_bytes", "attended")}
         except (ValueError, KeyError, TypeError):
             pass  # the first time
         self._last: float | None = None
@@ -70,6 +70,9 @@ class Clock:
         now = time.perf_counter()
         take = recording.take
         full = take.index * take.memory.chunk > take.memory.capacity
+        if full:
+            least, most = self.data["attended"] or (take.memory.used,) * 2
+            self.data["attended"] = [min(least, take.memory.used), max(most, take.memory.used)]
         if self._last is not None and full:
             times = self.data["chunk_ms"]
             if len(times) >= _SAMPLES:
@@ -155,6 +158,8 @@ def make(comparison: Comparison, job: Job, folder: Path, stop: Stop, at_once: in
         return 0
     plan = settled(plan)
     pipe = load_for(plan)
+    import torch
+
     from longtake.machine import machine
 
     about = {
@@ -162,7 +167,7 @@ def make(comparison: Comparison, job: Job, folder: Path, stop: Stop, at_once: in
         "signature": plan.plan.model.signature(),
         "dtype": plan.dtype,
         "devices": list(plan.devices),
-        "machine": machine(request.threads or usable_cores()),
+        "machine": machine(torch.get_num_threads()),
         "at_once": at_once,
     }
     clock = Clock(_clock_path(video), about)
@@ -224,6 +229,7 @@ def _cost(clock: Mapping[str, Any]) -> dict[str, Any]:
         "chunk_ms_quartiles": None if math.isnan(low) else [round(low, 2), round(high, 2)],
         "chunks_timed": len(times),
         "memory_bytes": clock.get("memory_bytes"),
+        "attended": clock.get("attended"),
     }
 
 

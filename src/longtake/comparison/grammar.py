@@ -50,14 +50,14 @@ def _split(text: str) -> list[str]:
     found: list[str] = []
     for part in (part.strip() for part in text.split(",")):
         label, memory = _label(part)
-        if label is None or memory.partition(":")[0].strip() in MEMORIES:
+        if label is None or not found or memory.partition(":")[0].strip() in MEMORIES:
             found.append(part)
-        elif found and ":" in found[-1]:
+        elif ":" in found[-1]:
             found[-1] += f",{part}"
         else:
             raise ValueError(
-                f"--memories has the setting {part!r} without a memory before it that has any: write them like "
-                f"memrope:{part}."
+                f"--memories has {part!r} behind {found[-1]!r}: that is no setting of it, which would be written "
+                f"{found[-1]}:{part}, and no other memory, as these are {', '.join(MEMORIES)}."
             )
     return found
 

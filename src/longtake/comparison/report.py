@@ -70,7 +70,7 @@ def _blocks(summary: Summary, folder: Path, commands: Sequence[str], sheets: int
             folded="What was left out" if len(summary.skipped) > 8 else "",
         )
     yield Table(
-        ["memory", "is", "attends to", "holds", "ms per chunk"],
+        ["memory", "is", "keeps", "attends to", "holds", "ms per chunk"],
         [[Cell(label), *_cost(summary, label)] for label in summary.labels],
     )
     yield Text(_of_cost(summary))
@@ -124,7 +124,11 @@ def _cost(summary: Summary, label: str) -> list[Cell]:
     if cost.chunk_ms is not None:
         middle, low, high = cost.chunk_ms
         time = figure(middle) + (f" ({figure(low)} to {figure(high)})" if low < high else "")
-    return [Cell(f"`{memory}`"), Cell(cost.layout), Cell(held), Cell(time)]
+    attended = "–"
+    if cost.attended is not None:
+        low, high = cost.attended
+        attended = count(high, "frame") if low == high else f"{low} to {high} frames"
+    return [Cell(f"`{memory}`"), Cell(cost.layout), Cell(attended), Cell(held), Cell(time)]
 
 
 def _of_cost(summary: Summary) -> str:
@@ -132,9 +136,9 @@ def _of_cost(summary: Summary) -> str:
     beside = "one video at a time" if at_once == {1} else f"up to {max(at_once)} videos at a time"
     beside = "other videos beside it" if 0 in at_once else beside
     return (
-        "Frames are latent frames, the chunk itself included. Time is that of a chunk once the memory is full, "
-        "decoding and writing included: the median over videos (and the range) of the medians over their chunks, "
-        f"with {beside} on a machine that may have had other things to do."
+        "Frames are latent frames, the chunk itself included; frames and bytes were counted while videos were made. "
+        "Time is that of a chunk once the memory is full, decoding and writing included: the median over videos (and "
+        f"the range) of the medians over their chunks, with {beside} on a machine that may have had other things to do."
     )
 
 

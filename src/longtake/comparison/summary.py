@@ -84,14 +84,15 @@ class Cost:
     """What a memory costs.
 
     Attributes:
-        attended: latent frames that a chunk attends to, itself included; ``layout``: what they are.
+        layout: what a full memory holds, in latent frames.
+        attended: the fewest and the most of them that a chunk attended to, itself included; None if it never was full.
         memory_bytes: held by the memory, None if not known.
         chunk_ms: milliseconds per chunk, decoded and written: the median over videos of medians over chunks, and the
             least and largest of these; None if not known.
     """
 
-    attended: int
     layout: str
+    attended: tuple[int, int] | None
     memory_bytes: int | None
     chunk_ms: tuple[float, float, float] | None
 
@@ -222,9 +223,10 @@ class Summary:
         policy = parse_memory(self._by_label[label][0].job.memory, self.comparison.chunk)
         held = [c["memory_bytes"] for c in found if c.get("memory_bytes")]
         times = sorted(c["chunk_ms"] for c in found if c.get("chunk_ms"))
+        attended = [c["attended"] for c in found if c.get("attended")]
         return Cost(
-            policy.capacity(self.comparison.chunk),
             memory_layout(policy, self.comparison.chunk),
+            (min(low for low, _ in attended), max(high for _, high in attended)) if attended else None,
             max(held) if held else None,
             (statistics.median(times), times[0], times[-1]) if times else None,
         )
