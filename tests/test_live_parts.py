@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from longtake import LongTakePipeline
+from longtake.cli import app
 from longtake.live.api import parse_range
 from longtake.live.pictures import Header, Ring, encode
 from longtake.live.remembered import Remembered, describe_memories
@@ -270,6 +273,8 @@ def test_mean_age_of_the_averages(spec: str, tiny: LongTakePipeline) -> None:
         ({"idle_pause": 0.0}, "--idle-pause"),
         ({"quality": 0}, "--quality"),
         ({"picture": "gif"}, "jpeg, webp"),
+        ({"max_seconds": float("inf")}, "--max-length"),
+        ({"snapshot_every": float("inf")}, "--snapshot-every"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
@@ -280,3 +285,25 @@ def test_settings_that_cannot_be(changes: dict[str, object], expected: str, tmp_
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_without_a_token_on_this_computer_only(host: str, tmp_path: Path) -> None:
     assert Settings(tmp_path, host=host).local
+
+
+# Documentation
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_files_in_the_documentation_are_those_that_are_there() -> None:
+    deploy = (ROOT / "docs" / "deploy.md").read_text()
+    assert f"```python\n{(ROOT / 'examples' / 'ray_serve.py').read_text()}```" in deploy
+    assert f"# docs/Containerfile\n{(ROOT / 'docs' / 'Containerfile').read_text()}```" in deploy
+
+
+def test_every_option_is_documented_and_every_documented_one_is_there() -> None:
+    live, deploy = ((ROOT / "docs" / name).read_text() for name in ("live.md", "deploy.md"))
+    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    options = {name for option in command.params for name in option.opts if name.startswith("--")}
+    table = live.split("## Settings")[1].split("## ")[0]
+    assert set(re.findall(r"--[a-z][a-z-]*", table.split("`longtake generate --resume")[0])) == options - {"--help"}
+    serving = re.findall(r"longtake serve ((?:.|\\\n)*)", deploy) + re.findall(r'"longtake", "serve", (.*)', deploy)
+    assert len(serving) >= 3
+    assert {name for text in serving for name in re.findall(r"--[a-z][a-z-]*", text)} <= options

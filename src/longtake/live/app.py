@@ -91,6 +91,7 @@ def make_server(studio: Studio) -> uvicorn.Server:
         ws_max_queue=16,
         ws_per_message_deflate=False,  # pictures are small already, and every connection would keep a dictionary
         proxy_headers=settings.behind_proxy,
+        limit_concurrency=limits.connections,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=limits.body_bytes,
         server_header=False,

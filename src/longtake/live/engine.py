@@ -105,7 +105,7 @@ class Engine(threading.Thread):
             for future in take.snapshots:
                 future.set_exception(ValueError("The take stopped before a snapshot was made."))
             take.snapshots = []
-            self.current = None
+            self.current = take.newest = None
             take.idle_since = time.monotonic()
             if state == livetake.QUEUED:
                 self.queue.append(take)

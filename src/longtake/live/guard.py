@@ -1,4 +1,4 @@
-"""What stands before the API: who may ask, from where, how much and how often. See "Access" in ``docs/live-protocol.md``."""
+"""What stands before the API: who may ask, from where, how much, how often ("Access" in ``docs/live-protocol.md``)."""
 
 from __future__ import annotations
 

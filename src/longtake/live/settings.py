@@ -24,6 +24,7 @@ class Limits:
         requests, orders: per second and client address; orders are those that create or steer. Twice as many at once.
         credit: frames that a viewer may allow at once.
         viewers_per_take: at the same time.
+        connections: of all clients.
         behind: seconds that a live viewer may fall behind before frames are left out.
     """
 
@@ -36,6 +37,7 @@ class Limits:
     orders: float = 5
     credit: int = 256
     viewers_per_take: int = 64
+    connections: int = 1000
     behind: float = 4.0
 
 
@@ -92,6 +94,9 @@ class Settings:
             ("--queue", self.queue, 0, 1000),
             ("--max-takes", self.takes, 1, 10_000),
             ("--quality", self.quality, 1, 100),
+            ("--max-length", self.max_seconds, 1, 366 * 24 * 3600),
+            ("--snapshot-every", self.snapshot_every, 0.1, 24 * 3600),
+            ("--min-free", self.min_free, 0, math.inf),
         ):
             if not least <= value <= most:  # also refuses NaN
                 upto = f" to {most}" if math.isfinite(most) else " or more"
