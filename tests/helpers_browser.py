@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parent.parent / "src/longtake/live/page"
 PATIENCE = 120.0  # seconds; only a broken page needs them
-DESKTOP = {"width": 1280, "height": 800}
+DESKTOP = {"width": 1280, "height": 820}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -52,6 +52,7 @@ PLAY = """
     const dropped = [], shown = [];
     const buffer = new JitterBuffer({ fps: 16, drop: (frame) => dropped.push(frame.frame) });
     if (given.realTime) buffer.realTime = given.realTime;
+    buffer.late = given.late ?? false;
     let next = 0, frame = 0;
     const [asleep, awake] = given.asleep ?? [Infinity, Infinity];
     for (let now = 0; now < given.until; now += now >= asleep && now < awake ? 1000 : 1000 / 60) {
@@ -85,6 +86,13 @@ def test_a_slow_device_is_shown_slowly_and_evenly(page: Any) -> None:
     assert [frame for _, frame in found["shown"]] == list(range(len(found["shown"])))
     gaps = [b - a for (a, _), (b, _) in zip(found["shown"], found["shown"][1:], strict=False)]
     assert max(gaps) < 300  # 125 ms each; at full speed it would stand for 750 ms after every chunk
+
+
+def test_who_is_late_catches_up(page: Any) -> None:
+    arrivals = [n * 1000 / 17.6 for n in range(480)]  # a tenth faster than it plays, as long as it is late
+    late = run(page, PLAY, {"arrivals": arrivals, "until": 20_000, "late": True})["shown"]
+    assert len(late) == pytest.approx(20 * 17.6, abs=24)
+    assert [frame for _, frame in late] == list(range(len(late)))
 
 
 def test_what_could_not_be_drawn_in_time_is_passed_over(page: Any) -> None:

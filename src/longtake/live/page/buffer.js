@@ -4,8 +4,8 @@
  * Frames that have come and are not shown yet, and the clock that says when each is due.
  *
  * It starts once `target` seconds are there, or when nothing more has come for a while, and then gives out frames at
- * `fps`. It plays a few per cent faster or slower to keep its lowest level near the target, and at the pace of
- * the device where that is slower than real time.
+ * `fps`. It plays a few per cent faster or slower to keep its lowest level near the target, somewhat faster while it is
+ * late, and at the pace of the device where that is slower than real time.
  *
  * @template {{frame: number}} F
  */
@@ -29,6 +29,7 @@ export class JitterBuffer {
     this.fps = fps;
     this.target = Math.max(2, Math.round(target * fps));
     this.realTime = Infinity; // speed of the device
+    this.late = false; // what is shown is far behind what is made
     this.starved = 0; // times that it ran empty
     this.filling = true;
     this.#drop = drop;
@@ -68,7 +69,9 @@ export class JitterBuffer {
 
   /** How fast to play; 1 is the take's own speed. */
   get rate() {
-    if (this.realTime < 0.97) return Math.max(0.1, this.realTime);
+    const pace = this.realTime < 0.97 ? Math.max(0.1, this.realTime) : 1;
+    if (this.late) return pace * 1.1;
+    if (pace < 1) return pace;
     const low = Math.min(this.#low, this.#lowBefore);
     if (low === Infinity) return 1;
     if (low > this.target) return 1.04;

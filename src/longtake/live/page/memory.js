@@ -66,6 +66,7 @@ export class MemoryView {
    */
   update(memory, atOnce) {
     this.#coming.push(memory);
+    for (const slot of memory.slots) if (slot.picture) this.#picture(slot); // there when its chunk is
     if (atOnce || this.#list.childElementCount === 0) this.#show();
     else if (this.#coming.length > 12) this.#coming.shift();
   }
@@ -90,6 +91,7 @@ export class MemoryView {
       ...byRole(memory.slots).map(({ role, slots }) => this.#group(role, slots, used)),
       ...this.#free(memory.capacity - memory.slots.length),
     );
+    for (const { slots } of this.#coming) for (const slot of slots) used.add(slot.picture);
     for (const address of [...this.#pictures.keys()]) if (!used.has(address)) this.#pictures.delete(address);
     setText(this.#note, `${memory.slots.length} of ${memory.capacity} slots · chunk ${memory.chunk}`);
   }
@@ -115,8 +117,7 @@ export class MemoryView {
     let title;
     if (slot.picture) {
       used.add(slot.picture);
-      inside = this.#pictures.get(slot.picture) ?? thumbnail(slot.picture, slot.frame === null ? "" : `Frame at ${clock(slot.frame / this.#fps, true)}`);
-      this.#pictures.set(slot.picture, inside);
+      inside = this.#picture(slot);
       title = `Frame ${slot.frame}, at ${clock(slot.frame / this.#fps, true)}`;
     } else {
       inside = drawAverage(slot.rate ?? 0.05);
@@ -124,6 +125,15 @@ export class MemoryView {
     }
     const age = slot.age === null ? "" : slot.picture ? span(slot.age) : `~${span(slot.age)}`;
     return make("div", { class: "tile", title }, make("div", { class: "face" }, inside), make("p", { class: "age" }, age));
+  }
+
+  /** @param {any} slot that is a frame */
+  #picture(slot) {
+    const known = this.#pictures.get(slot.picture);
+    if (known) return known;
+    const image = thumbnail(slot.picture, `Frame at ${clock(slot.frame / this.#fps, true)}`);
+    this.#pictures.set(slot.picture, image);
+    return image;
   }
 
   /** @param {number} count */

@@ -7,13 +7,14 @@ const STAYS = 12_000;
 /**
  * Shows a sentence until it is closed or some time has passed. The same sentence is shown once.
  * @param {unknown} problem
+ * @param {"problem" | "remark"} [kind]
  */
-export function notify(problem) {
+export function notify(problem, kind = "problem") {
   const text = problem instanceof Error ? problem.message : String(problem);
   const notices = find("#notices");
   for (const other of [...notices.children]) if (other.firstChild?.textContent === text) other.remove();
   const close = make("button", { type: "button", class: "button bare", "aria-label": "Close", click: () => notice.remove() }, icon("close"));
-  const notice = make("div", { class: "notice" }, make("p", {}, text), close);
+  const notice = make("div", { class: `notice ${kind}` }, make("p", {}, text), close);
   notices.append(notice);
   while (notices.children.length > 3) notices.firstChild.remove();
   window.setTimeout(() => notice.remove(), STAYS);

@@ -4,6 +4,7 @@ import { creditWindow, Credit, JitterBuffer } from "./buffer.js";
 import { Link } from "./link.js";
 import { parseFrame } from "./protocol.js";
 
+const LATE = 0.75; // seconds behind what is made, beyond what must be
 const REST_AFTER = 60_000; // milliseconds in a hidden tab
 
 /**
@@ -37,6 +38,7 @@ export class Player {
   /** @type {JitterBuffer<Shown>} */
   #buffer;
   #credit;
+  #ahead;
   #link;
   #next = -1; // the frame after the last that came
   #decoding = 0;
@@ -57,6 +59,7 @@ export class Player {
   constructor(take, info, screen, audience) {
     this.#screen = screen;
     this.#audience = audience;
+    this.#ahead = info.ahead;
     this.#buffer = new JitterBuffer({ fps: take.fps, drop: (frame) => frame.bitmap.close() });
     this.#credit = new Credit(creditWindow(take.fps, take.chunk_frames, info.ahead, info.limits.credit));
     this.#credit.open = !document.hidden;
@@ -164,6 +167,8 @@ export class Player {
   /** @param {any} take */
   #take(take) {
     this.#buffer.realTime = take.speed?.real_time ?? Infinity;
+    const behind = this.shown ? (take.frames - this.shown.frame) / take.fps : 0;
+    this.#buffer.late = this.live && behind > this.#ahead + take.chunk_frames / take.fps + LATE;
     this.#audience.take(take);
   }
 

@@ -123,7 +123,7 @@ export class Watch {
       memory: (memory) => this.#memory.update(memory, !this.#player?.live || !this.#player.playing),
       behind: () => this.#behind(),
       changed: () => this.#refresh(),
-      problem: notify,
+      problem: (message) => notify(message),
     });
     this.#takeChanged(take);
     this.#timer = window.setInterval(() => this.#refresh(), 250);
@@ -272,7 +272,7 @@ export class Watch {
     const now = performance.now();
     if (now - this.#toldBehind < TELL_AGAIN) return;
     this.#toldBehind = now;
-    notify("Too slow to show everything: some of it was left out here. It is all in the recording.");
+    notify("Some frames came too late and were left out here. They are in the recording.", "remark");
   }
 
   /** @param {any} take */
