@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake import sizes
+from longtake import operations, sizes
 from longtake.facts import ModelFacts
 from longtake.memory import DeepForcing, Echo, MemoryPolicy, MemRoPE
 
@@ -30,6 +30,7 @@ _SPEED = {
 _MORE_CORES = 0.8
 _SECONDS_PER_BLOCK = 3e-4  # to start a transformer block's operations, however small they are
 _SECONDS_PER_PIXEL = 2.5e-7  # to encode a picture
+_TEXT_TOKENS = 512  # of a prompt, at most
 
 
 def frames_in(seconds: float, fps: float) -> int:
@@ -126,23 +127,14 @@ class Plan:
     def chunk_operations(self) -> float:
         """Multiplications and additions per chunk: all forwards of the transformer, and the decoder."""
         model = self.model
-        width = model.heads * model.head_dim
-        # Self-attention has four matrices; of cross-attention's, two see the prompt, once.
-        per_token = 2 * (4 + 2) * width**2 + 4 * width * model.ffn
-        per_token += 4 * width * self.policy.capacity(self._chunk_slots) * self._frame_tokens
-        forward = model.layers * per_token * self._chunk_slots * self._frame_tokens
-        return (len(model.denoising_steps) + 1) * forward + self._decoder_operations
-
-    @property
-    def _decoder_operations(self) -> float:
-        dims, blocks, pixels = self._decoder_shape
-        frames, total = self.model.chunk, 0.0
-        doubles = [*reversed(self.model.vae.get("temperal_downsample", (False, True, True))), False]
-        for level, dim in enumerate(dims):
-            convolutions = 2 * blocks + 4 * (level == 0)  # the middle has two blocks of its own
-            total += 2 * 27 * dim**2 * convolutions * pixels * 4**level * frames
-            frames *= 2 if doubles[min(level, len(doubles) - 1)] else 1
-        return total
+        frame = self._frame_tokens
+        queries, keys = self._chunk_slots * frame, self.policy.capacity(self._chunk_slots) * frame
+        denoise, commit = (
+            operations.forward_operations(model.transformer, queries, keys, _TEXT_TOKENS, commit=commit).total
+            for commit in (False, True)
+        )
+        decoder = operations.decoder_operations(model.vae, self.height, self.width, model.chunk)
+        return len(model.denoising_steps) * denoise + commit + decoder
 
     def estimate_seconds(self, device: str, cores: int = 1) -> float:
         """Seconds that making the video may take, the loading of the model not counted: a guess, from the work."""
@@ -163,15 +155,6 @@ class Plan:
         """Bytes of a snapshot: the memory's keys and values, and the last two frames at every layer of the decoder."""
         cache = sizes.decoder_cache(self.model.vae, self.height, self.width)
         return self.memory_bytes * 2 // 3 + cache * DTYPE_BYTES[self.dtype]
-
-    @property
-    def _decoder_shape(self) -> tuple[list[int], int, int]:
-        """Channels per level, residual blocks per level, and pixels of a latent frame."""
-        vae = self.model.vae
-        base = int(vae.get("decoder_base_dim") or vae.get("base_dim", 96))
-        dims = [base * int(m) for m in reversed(vae.get("dim_mult", (1, 2, 4, 4)))]
-        blocks = int(vae.get("num_res_blocks", 2)) + 1
-        return dims, blocks, (self.height // self.model.spatial) * (self.width // self.model.spatial)
 
     @property
     def video_bytes(self) -> int:
