@@ -47,7 +47,12 @@ def write_report(summary: Summary, folder: Path, commands: Sequence[str], sheets
 
 def _title(summary: Summary) -> str:
     model = Path(summary.comparison.model).name
-    return f"{count(len(summary.labels), 'memory').replace('memorys', 'memories')} compared, model {model}"
+    return f"{memories(len(summary.labels))} compared, model {model}"
+
+
+def memories(number: int) -> str:
+    """``1 memory``, ``2 memories``."""
+    return f"{number} memor{'y' if number == 1 else 'ies'}"
 
 
 def _blocks(summary: Summary, folder: Path, commands: Sequence[str], sheets: int) -> Iterable[Block]:
