@@ -24,6 +24,7 @@ from longtake.lock import Lock
 from longtake.record import snapshot_path
 from longtake.video import probe
 from tests.conftest import ENVIRONMENT, Cli, cli_command
+from tests.helpers_hub import closed_port, environment, folder_content, serve, write_registry
 from tests.helpers_videos import clean, write
 from tests.test_cli import light, refused
 
@@ -258,7 +259,7 @@ def test_other_windows_only_measure_again(compared: Path, tiny_folder: Path, cli
         (["--memories", "memrope", "--dtype", "int8"], "auto, float32, bfloat16"),
         (["--memories", "memrope", "--features", "x"], "--features takes fixed"),
         (["--memories", "memrope", "--window", "0.1"], "A window is from"),
-        (["--memories", "memrope", "--out", "empty.txt"], "--out is their folder"),
+        (["--memories", "memrope", "--out", "empty.txt"], "--out is the folder"),
         (["--memories", "memrope", "--seconds", "8000h", "--height", "1024", "--width", "1024"], "are free"),
         (["--report-only"], "There is no comparison in"),
         (["--report-only", "--out", "other"], "cannot be read"),
@@ -300,3 +301,30 @@ def test_another_comparison_is_left_alone(compared: Path, tiny_folder: Path, tmp
         lock.release()
     assert made.exit_code == 2 and "Another process is writing" in made.stderr
     assert (tmp_path / "out" / "comparison.json").read_bytes() == before
+
+
+def test_a_named_model_is_downloaded_once(tiny_folder: Path, cli: Cli, tmp_path: Path) -> None:
+    """Before several processes look for it; and if that cannot be, in one sentence."""
+    weights = (tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    with serve({"me/model": {"weights.safetensors": weights}, "me/base": folder_content(tiny_folder)}) as hub:
+        parts: dict[str, Any] = {"repo": "me/base", "revision": hub.commit("me/base")}
+        for part in ("transformer", "vae", "text_encoder"):
+            parts[part] = json.loads((tiny_folder / part / "config.json").read_text())
+        parts["files"] = ["model_index.json", "vae/*", "tokenizer/*", "text_encoder/*", "transformer/config.json"]
+        entry = {"transformer": hub.file("me/model", "weights.safetensors"), "base": "small", "size": [32, 32]}
+        env = environment(hub, tmp_path, write_registry(tmp_path / "models.yaml", {"mine": entry}, {"small": parts}))
+        (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
+        words = arguments("mine", "out")  # type: ignore[arg-type]
+        words[words.index("--memories") + 1] = "large=sliding:window=9,other=longlive"
+        words[words.index("--seconds") + 1] = "1,2"
+        made = cli(*words, "--jobs", "2", env=env)
+        assert made.returncode == 0, made.stderr
+        assert len(hub.downloads("weights.safetensors")) == 1
+    comparison = definition(tmp_path / "out")
+    assert comparison.model == "mine" and comparison.signature is not None
+    shutil.rmtree(tmp_path / "hf")
+    env["HF_ENDPOINT"] = closed_port()
+    words[words.index("--out") + 1] = "again"
+    made = cli(*words, env=env)
+    assert made.returncode == 2 and "does not answer" in made.stderr and "Traceback" not in made.stderr
+    assert not (tmp_path / "again" / "logs").exists()

@@ -349,4 +349,4 @@ def test_page_in_both_forms(tmp_path: Path) -> None:
 )
 def test_figures(value: float, text: str) -> None:
     assert figure(value) == text
-    assert figure(math.nan) == "–" and figure(2, sign=True) == "+2.00" and figure(0.0, sign=True) == "0"
+    assert figure(math.nan) == "–" and figure(2, sign=True) == "+2.00" and figure(3e-18, sign=True) == "0"

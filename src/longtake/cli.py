@@ -14,22 +14,9 @@ from typing import Annotated
 import typer
 
 from longtake import __version__
+from longtake import cli_options as typed
 from longtake.cli_compare import compare
 from longtake.cli_eval import evaluate
-from longtake.cli_options import (
-    Components,
-    Device,
-    Devices,
-    Dtype,
-    Lora,
-    Model,
-    Offload,
-    OnChange,
-    Pixels,
-    Quantize,
-    SnapshotEvery,
-    Threads,
-)
 from longtake.cli_progress import open_streams, say, settle_streams, tell
 from longtake.training.command import train
 
@@ -73,9 +60,9 @@ def generate(
     seconds: Annotated[
         str | None, typer.Option(help="Length of the video: 30, 1m30s, 2h. Default: the script's, else 30.")
     ] = None,
-    model: Model = None,
-    components: Components = None,
-    lora: Lora = None,
+    model: typed.Model = None,
+    components: typed.Components = None,
+    lora: typed.Lora = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -123,14 +110,14 @@ def generate(
             help="Go on where this video ends: all of it is remembered first. The new file has only what comes after.",
         ),
     ] = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    devices: Devices = None,
-    offload: Offload = None,
-    quantize: Quantize = None,
-    on_change: OnChange = None,
+    height: typed.Pixels = None,
+    width: typed.Pixels = None,
+    dtype: typed.Dtype = None,
+    device: typed.Device = None,
+    devices: typed.Devices = None,
+    offload: typed.Offload = None,
+    quantize: typed.Quantize = None,
+    on_change: typed.OnChange = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -142,8 +129,8 @@ def generate(
     ] = None,
     start: Annotated[int | None, typer.Option(help="First line of the prompts, from 0.", min=0)] = None,
     end: Annotated[int | None, typer.Option(help="Line to stop before.", min=0)] = None,
-    snapshot_every: SnapshotEvery = None,
-    threads: Threads = None,
+    snapshot_every: typed.SnapshotEvery = None,
+    threads: typed.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither plan nor progress.")] = False,
 ) -> None:
     """Make a video from a prompt.

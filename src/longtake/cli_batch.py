@@ -82,7 +82,7 @@ def generate_all(
 def make_folder(folder: Path) -> Path | None:
     """Makes a folder with those above it; returns the topmost that was made."""
     if folder.suffix.lower() == ".mp4" or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"For several videos --out is their folder, and {folder} is none.")
+        raise ValueError(f"For several videos --out is the folder, and {folder} is none.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing[-1] if missing else None

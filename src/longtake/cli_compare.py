@@ -12,22 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longtake.cli_options import (
-    Components,
-    Device,
-    Devices,
-    Dtype,
-    Features,
-    Lora,
-    Model,
-    Offload,
-    OnChange,
-    Pixels,
-    Quantize,
-    SnapshotEvery,
-    Threads,
-    Window,
-)
+from longtake import cli_options as typed
 from longtake.cli_progress import Stop, say, tell
 from longtake.plan import count, format_seconds
 
@@ -74,22 +59,22 @@ def compare(
         Path,
         typer.Option(help="The folder for videos, results and reports. The same command goes on where it stopped."),
     ] = DEFAULT_FOLDER,
-    model: Model = None,
-    components: Components = None,
-    lora: Lora = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    devices: Devices = None,
-    offload: Offload = None,
-    quantize: Quantize = None,
-    on_change: OnChange = None,
-    snapshot_every: SnapshotEvery = None,
-    window: Window = "2s",
-    features: Features = "fixed",
+    model: typed.Model = None,
+    components: typed.Components = None,
+    lora: typed.Lora = None,
+    height: typed.Pixels = None,
+    width: typed.Pixels = None,
+    dtype: typed.Dtype = None,
+    device: typed.Device = None,
+    devices: typed.Devices = None,
+    offload: typed.Offload = None,
+    quantize: typed.Quantize = None,
+    on_change: typed.OnChange = None,
+    snapshot_every: typed.SnapshotEvery = None,
+    window: typed.Window = "2s",
+    features: typed.Features = "fixed",
     jobs: Annotated[int, typer.Option(help="Videos at a time, each in a process of its own.", min=1)] = 1,
-    threads: Threads = None,
+    threads: typed.Threads = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -173,6 +158,8 @@ def compare_command(request: CompareRequest) -> int:
         return say(str(error), 2)
     except OSError as error:
         return say(f"{error.strerror or error} ({error.filename}).", 2)
+    except KeyboardInterrupt:  # while a model is downloaded, or a report written
+        return say("Stopped. The same command goes on.") or 130
 
 
 @contextlib.contextmanager
@@ -205,9 +192,11 @@ def _run(request: CompareRequest, comparison: Comparison, folder: Path) -> int:
     from longtake.comparison.definition import FILE
     from longtake.comparison.dispatch import Command
     from longtake.comparison.files import write_json_file
+    from longtake.comparison.report import memories
     from longtake.comparison.result import is_complete
     from longtake.promptfiles import read_lines
 
+    comparison = _downloaded(comparison, request)
     write_json_file(folder / FILE, comparison.to_dict())
     assert request.prompts is not None
     lines = [line for line in read_lines(request.prompts) if line.strip()]
@@ -215,22 +204,43 @@ def _run(request: CompareRequest, comparison: Comparison, folder: Path) -> int:
     jobs = comparison.jobs()
     left = [job for job in jobs if not is_complete(job, comparison, folder)]
     if not request.quiet:
-        say(
-            f"{count(len(jobs), 'video')} of {format_seconds(comparison.lengths[-1])}: {len(comparison.entries)} "
-            f"memories, {count(len(comparison.scripts), 'prompt')}, {count(len(comparison.seeds), 'seed')}"
-            + (f"; finished before: {len(jobs) - len(left)}" if len(left) < len(jobs) else "")
-        )
+        parts = [memories(len(comparison.entries)), count(len(comparison.scripts), "prompt")]
+        parts.append(count(len(comparison.seeds), "seed"))
+        before = f"; finished before: {len(jobs) - len(left)}" if len(left) < len(jobs) else ""
+        say(f"{count(len(jobs), 'video')} of {format_seconds(comparison.lengths[-1])}: {', '.join(parts)}{before}")
     if left:
         dispatcher = _dispatcher(request, comparison)
         at_once = request.jobs if request.ray is None else 0
         commands = [Command(_MODULE, (str(folder), job.name, str(at_once)), job.log(folder)) for job in left]
         with Stop() as stop:
             try:
-                dispatcher.run(commands, _Follow(left, folder, stop, request.quiet))
+                dispatcher.run(commands, _Follow(left, folder, stop, request.quiet), _stopping)
             except KeyboardInterrupt:
                 say("Stopped. The same command goes on; with --report-only, it writes the report of what is there.")
                 return 128 + (stop.signal or 2)
     return _report(comparison, folder, request)
+
+
+def _downloaded(comparison: Comparison, request: CompareRequest) -> Comparison:
+    """With the model here, before several processes look for it.
+
+    Raises:
+        ValueError: if it cannot be downloaded.
+    """
+    if comparison.signature is not None:
+        return comparison
+    from longtake.checkpoints.hub import download
+    from longtake.cli_compare_job import with_options
+    from longtake.cli_prepare import Request, asked_for
+    from longtake.facts import ModelFacts
+
+    facts = ModelFacts.read(asked_for(with_options(Request(None), comparison.model, None, comparison.options), {}))
+    download(facts.info, say=lambda text: None if request.quiet else _note(text), quiet=request.quiet)
+    return replace(comparison, signature=facts.located().signature())
+
+
+def _note(text: str) -> None:
+    say(text)
 
 
 def _dispatcher(request: CompareRequest, comparison: Comparison) -> Dispatcher:
@@ -241,6 +251,10 @@ def _dispatcher(request: CompareRequest, comparison: Comparison) -> Dispatcher:
     names = (comparison.options.get("devices") or comparison.options.get("device") or "").split(",")
     gpus = sum(name.strip().startswith("cuda") for name in names)
     return Ray(request.ray, int(comparison.options.get("threads") or 1), gpus)
+
+
+def _stopping() -> None:
+    say("\nStopping after the chunks at hand (once more: at once) ...")
 
 
 class _Follow:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -34,8 +33,13 @@ class Dispatcher(ABC):
     raised again when all have ended."""
 
     @abstractmethod
-    def run(self, commands: Sequence[Command], done: Done) -> None:
-        """Runs all of them in their order, some at a time, and returns when the last has ended."""
+    def run(self, commands: Sequence[Command], done: Done, stopping: Callable[[], None] = lambda: None) -> None:
+        """Runs all of them in their order, some at a time, and returns when the last has ended.
+
+        Args:
+            done: called as they end.
+            stopping: called when it is interrupted, before it waits for what is running.
+        """
 
 
 def run_command(module: str, arguments: Sequence[str], log: str, started: Callable[[Any], None] | None = None) -> int:
@@ -67,7 +71,7 @@ def run_command(module: str, arguments: Sequence[str], log: str, started: Callab
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return process.wait(timeout=1)
         except BaseException:  # a Ray task that is cancelled
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             process.wait()
             raise
 
@@ -81,7 +85,7 @@ class Local(Dispatcher):
         self._lock = threading.Lock()
         self._stopped = False
 
-    def run(self, commands: Sequence[Command], done: Done) -> None:
+    def run(self, commands: Sequence[Command], done: Done, stopping: Callable[[], None] = lambda: None) -> None:
         interrupted = False
         with ThreadPoolExecutor(self._at_once) as pool:
             waiting: dict[Future[int | None], Command] = {pool.submit(self._one, c): c for c in commands}
@@ -89,7 +93,9 @@ class Local(Dispatcher):
                 try:
                     ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 except KeyboardInterrupt:
-                    self._interrupt(signal.SIGKILL if interrupted else signal.SIGTERM)
+                    if not interrupted:
+                        stopping()
+                    self._interrupt(at_once=interrupted)
                     interrupted = True
                     continue
                 for future in ended:
@@ -107,7 +113,7 @@ class Local(Dispatcher):
                 process.append(found)
                 self._running.add(found)
                 if self._stopped:
-                    found.send_signal(signal.SIGTERM)
+                    found.terminate()
 
         if self._stopped:
             return None
@@ -117,12 +123,15 @@ class Local(Dispatcher):
             with self._lock:
                 self._running.difference_update(process)
 
-    def _interrupt(self, number: int) -> None:
+    def _interrupt(self, at_once: bool) -> None:
         with self._lock:
             self._stopped = True
             for process in self._running:
                 with contextlib.suppress(OSError):
-                    process.send_signal(number)
+                    if at_once:
+                        process.kill()
+                    else:
+                        process.terminate()
 
 
 class Ray(Dispatcher):
@@ -158,13 +167,15 @@ class Ray(Dispatcher):
         self._ray = ray
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(run_command)
 
-    def run(self, commands: Sequence[Command], done: Done) -> None:
+    def run(self, commands: Sequence[Command], done: Done, stopping: Callable[[], None] = lambda: None) -> None:
         waiting = {self._task.remote(c.module, c.arguments, str(c.log)): c for c in commands}
         interrupted = False
         while waiting:
             try:
                 (ended, *_), _ = self._ray.wait(list(waiting), num_returns=1)
             except KeyboardInterrupt:
+                if not interrupted:
+                    stopping()
                 for task in waiting:
                     self._ray.cancel(task, force=interrupted)
                 interrupted = True

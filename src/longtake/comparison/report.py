@@ -47,7 +47,12 @@ def write_report(summary: Summary, folder: Path, commands: Sequence[str], sheets
 
 def _title(summary: Summary) -> str:
     model = Path(summary.comparison.model).name
-    return f"{count(len(summary.labels), 'memory').replace('memorys', 'memories')} compared, model {model}"
+    return f"{memories(len(summary.labels))} compared, model {model}"
+
+
+def memories(number: int) -> str:
+    """``1 memory``, ``2 memories``."""
+    return f"{number} memor{'y' if number == 1 else 'ies'}"
 
 
 def _blocks(summary: Summary, folder: Path, commands: Sequence[str], sheets: int) -> Iterable[Block]:
@@ -217,7 +222,7 @@ def figure(value: float, sign: bool = False) -> str:
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     text = f"{value:{'+' if sign else ''}.{digits}f}"
     if not any(digit in text for digit in "123456789"):
-        return "0" if value == 0 else f"{value:{'+' if sign else ''}.1g}".replace("-", "−")
+        return "0" if size < 1e-12 else f"{value:{'+' if sign else ''}.1g}".replace("-", "−")
     return text.replace("-", "−")
 
 
