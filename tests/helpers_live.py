@@ -73,7 +73,9 @@ class Live:
 
     def watch(self, id: str, query: str = "", **options: Any) -> ClientConnection:
         address = f"ws://127.0.0.1:{self.port}/api/takes/{id}/watch{query}"
-        return connect(address, additional_headers=self.headers, max_size=None, open_timeout=PATIENCE, **options)
+        # With a queue that can be full, this client would not see the end of a connection for ten seconds.
+        usual: dict[str, Any] = {"max_size": None, "max_queue": None, "open_timeout": PATIENCE, "close_timeout": 1}
+        return connect(address, additional_headers=self.headers, **{**usual, **options})
 
 
 @contextmanager

@@ -193,7 +193,9 @@ class Viewer:
         if self.next != frame:  # it was sent elsewhere meanwhile
             return None
         if not messages:
-            # Being made again after a kill, or damaged: what is made now can be shown in any case.
+            take = self._audience.take
+            if take.state == livetake.STARTING or (take.state == livetake.RUNNING and frame >= take.frames):
+                return None  # cut off behind the snapshot; it is being made again
             before, self.next, self.live = frame, self._audience.ring.end, True
             self._skip(before, "missing")
             return None
