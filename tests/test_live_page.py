@@ -146,8 +146,8 @@ def test_pause_resume_stop_and_reload(visit: Visit) -> None:
     page.wait_for_selector("#veil:not([hidden]) >> text=Paused")
     page.reload()  # a take that stands still shows its last picture
     page.wait_for_selector("#veil:not([hidden]) >> text=Paused")
+    visit.wait_for_seconds(shown + 1)
     stopped = visit.seconds
-    assert stopped > shown + 1
     page.click(".veil-action")
     visit.wait_for_seconds(stopped + 1)
 

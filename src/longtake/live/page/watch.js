@@ -87,6 +87,7 @@ export class Watch {
     this.#opening += 1;
     const opening = this.#opening;
     this.#screen.clear();
+    setText(find("#position"), clock(null));
     let take;
     try {
       take = await api.take(id);
@@ -105,7 +106,6 @@ export class Watch {
     this.#composer.refresh();
     this.#composer.text = take.prompt.prompt;
     this.#change.reset(take.on_change);
-    setText(find("#position"), clock(0, true));
     const jump = (/** @type {number} */ seconds) => this.jump(seconds);
     this.#said = new Said(take.on_change, jump);
     this.#said.update(take.timeline, true);
@@ -357,11 +357,12 @@ export class Watch {
     const opening = this.#opening;
     const image = new Image();
     image.addEventListener("load", () => {
-      if (opening === this.#opening && !this.#player?.shown) this.#screen.show(image);
+      if (opening !== this.#opening || this.#player?.shown) return;
+      this.#screen.show(image);
+      this.#strip.show(frame / this.#take.fps);
+      setText(find("#position"), clock(frame / this.#take.fps, true));
     });
     image.src = address.frame(this.#take.id, frame);
-    this.#strip.show(frame / this.#take.fps);
-    setText(find("#position"), clock(frame / this.#take.fps, true));
   }
 
   #setFacts() {
