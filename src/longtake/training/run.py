@@ -256,7 +256,9 @@ class Run:
         try:
             if self.world.first:
                 log = Log(self.folder, self.name, self.step, self.config.run.tensorboard, self._note)
-            with plain_attention(self.device):
+            # not with checkpointing: what is computed again in the backward pass would be so in another way
+            own = contextlib.nullcontext() if self.config.run.checkpointing else plain_attention(self.device)
+            with own:
                 self._train(log)
         except OSError as error:
             raise self._stopped(f"{self.name} stopped at step {self.step}: {error.strerror or error}") from None
