@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from benchmarks import chunk, compare
+from benchmarks.endurance import PROMPT, Endurance
 
+from longtake import load
 from tests.conftest import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
@@ -61,11 +63,12 @@ def test_soak(tmp_path: Path) -> None:
 
 
 def test_a_day_goes_on_where_it_was_stopped(tiny_folder: Path, tmp_path: Path) -> None:
-    def rows(out: str, *seconds: float) -> list[dict[str, float]]:
-        for hours in seconds:
-            words = ("--hours", str(hours / 3600), "--every", "0.1", "--model", str(tiny_folder), "--threads", "1")
-            made = run("--out", tmp_path / out, *words, name="endurance")
-            assert made.returncode == 0, made.stderr
+    def rows(out: str, *seconds: int) -> list[dict[str, float]]:
+        for end in seconds:
+            settings = {"prompt": PROMPT, "memory": "memrope", "seed": 0}
+            day = Endurance(load(str(tiny_folder)), tmp_path / out, settings, 6 * 16)
+            day.run(end * 16, {})
+        day.draw()
         found: list[dict[str, float]] = json.loads((tmp_path / out / "rows.json").read_text())["rows"]
         return found
 
