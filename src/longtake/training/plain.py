@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 # Scores up to which plain products beat the fused kernel on a CPU (twice to eight times as fast in forward and backward
 # while the scores of an element are few), and how many are made at a time so that they stay in its cache.
 SLICE = 1 << 20
-MOST = 1 << 21
+MOST = 1 << 22
 
 
 def pays(q: Tensor, k: Tensor) -> bool:
