@@ -75,6 +75,8 @@ def serve(request: Callable[[], ServeRequest]) -> int:
     try:
         jobs = [settled(job) for job in jobs]
         studio = _studio(wanted.settings, jobs)
+    except KeyboardInterrupt:  # downloads may be large
+        return say("Stopped.", 0) or 130
     except ValueError as error:
         return say(str(error), 2)
     except OSError as error:
