@@ -97,7 +97,7 @@ class Data:
     held_out: int = setting(8, "Clips kept for samples and checks, never trained on.", least=1, most=10**6)
     cache: int = setting(600, "Clips kept in memory by sources that render theirs.", least=1, most=10**7)
     reuse: int = setting(16, "How often such a clip is used, on average, before another comes.", least=1, most=10**6)
-    level: str = setting("full", "How much there is in the pocket world.", choices=("plain", "moving", "full"))
+    level: str = setting("full", "How much there is in the pocket world.", choices=("calm", "plain", "moving", "full"))
 
 
 @dataclass(frozen=True)

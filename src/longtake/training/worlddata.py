@@ -305,6 +305,6 @@ class WorldSource(ClipSource):
         return torch.stack(shown)
 
 
-def changed(scene: Scenes, number: int) -> Scenes:
-    """What a new prompt may ask of a scene: told attributes changed, hidden ones kept."""
-    return change(scene, int(generator(0, "change", number).initial_seed() % 2**31))
+def changed(scene: Scenes, number: int, level: str) -> Scenes:
+    """What a new prompt may ask of a scene of a level: told attributes changed, hidden ones kept."""
+    return change(scene, int(generator(0, "change", number).initial_seed() % 2**31), level=level)

@@ -95,10 +95,10 @@ export class Composer {
     }
     this.#busy = true;
     this.#send.setAttribute("aria-disabled", "true");
+    this.#history.add(prompt); // now: the arrow keys may be pressed before the answer is there
     try {
       await this.#purpose.send(prompt);
       this.#complain(null);
-      this.#history.add(prompt);
       this.#fillBefore();
       if (document.activeElement === this.#box) this.#box.select();
     } catch (problem) {
