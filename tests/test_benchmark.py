@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,13 @@ from benchmarks import chunk, compare
 from benchmarks.endurance import PROMPT, Endurance
 
 from longtake import load
-from tests.conftest import ENVIRONMENT
+from tests.conftest import warm
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str | Path, name: str = "cost") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    return warm.run(f"benchmarks.{name}", *arguments, cwd=ROOT)
 
 
 def test_quick(tiny_folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from longtake.facts import ModelFacts
 from longtake.memory import MEMORIES, parse_memory
 from longtake.pocket.first import words as first_words
 from longtake.pocket.world import words as world_words
-from tests.conftest import ENVIRONMENT
+from tests.conftest import warm
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,8 +56,7 @@ def test_what_cannot_be_run_is_named() -> None:
 
 
 def evidence(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.evidence", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    return warm.run("benchmarks.evidence", *arguments, cwd=ROOT)
 
 
 def test_a_small_study(tiny_folder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from longtake.video import probe
 from tests.conftest import Cli
 from tests.helpers_pipeline import build
 from tests.helpers_train import assert_resumes, column, saved, tiny, train
-from tests.test_train_command import torchrun
+from tests.test_train_command import side_by_side
 
 WORLD = ("data.source=world", "model.text=stage", "model.text_dim=16", "text_encoder.width=16", "data.level=plain")
 SMALL = (*WORLD, "data.cache=8", "data.reuse=1000", "autoencoder.base_dim=4", "autoencoder.decoder_base_dim=4")
@@ -227,9 +227,9 @@ def test_two_processes_make_the_run_of_one(stage: str, begun: Path, tmp_path: Pa
     }[stage]
     before += ["causal", "consistency"] if stage == "long" else []
     one, two = (copy_of(begun, tmp_path / name, *before) for name in ("one", "two"))
-    train(make_stage(stage, config(f"{stage}.steps=4")), one)
-    changes = ["--set", "run.tensorboard=false", "--steps", "4"]
-    torchrun(2, "train", stage, "--config", "tiny", "--folder", str(two), *changes)
+    train(make_stage(stage, config(f"{stage}.steps=3")), one)
+    changes = ["--set", "run.tensorboard=false", "--steps", "3"]
+    side_by_side(2, "train", stage, "--config", "tiny", "--folder", str(two), *changes)
     for name in {"causal": ("later", "first"), "consistency": ("consistency",)}.get(stage, ("critic",)):
         assert column(two, name, stage) == pytest.approx(column(one, name, stage), abs=1e-5)
     first, second = (saved(folder, stage)["networks"]["transformer"] for folder in (one, two))
@@ -246,7 +246,7 @@ def test_parts_of_a_batch_change_nothing(stage: str, begun: Path, tmp_path: Path
     train(make_stage(stage, config(*changes)), folders[0])
     train(make_stage(stage, config(*changes, "run.accumulate=2")), folders[1])
     words = [word for change in (*changes, "run.tensorboard=false") for word in ("--set", change)]
-    torchrun(2, "train", stage, "--config", "tiny", "--folder", str(folders[2]), *words)
+    side_by_side(2, "train", stage, "--config", "tiny", "--folder", str(folders[2]), *words)
     name = "rebuilt" if stage == "autoencoder" else "consistency"
     rows = [column(folder, name, stage) for folder in folders]
     assert rows[1] == pytest.approx(rows[0], abs=1e-4) and rows[2] == pytest.approx(rows[0], abs=1e-4)
