@@ -367,3 +367,11 @@ def test_whatever_schemathesis_thinks_of(live: Live) -> None:
 
 def test_changes_are_those_of_scripts(live: Live) -> None:
     assert tuple(change["name"] for change in live.http.get("/api/info").json()["changes"]) == CHANGES
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/api/takes", "/page/main.js", "/api/takes/none"])
+def test_head_is_get_without_the_body(live: Live, path: str) -> None:
+    whole, head = live.http.get(path), live.http.head(path)
+    assert head.status_code == whole.status_code and not head.content
+    for name in ("content-type", "content-length", "content-security-policy"):
+        assert head.headers[name] == whole.headers[name], name

@@ -89,6 +89,8 @@ class Guard:
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server leaves out the body
+            scope = {**scope, "method": "GET"}
         await self._app(scope, self._limited(receive), _with_headers(send))
 
     async def _log_in(self, scope: Scope, headers: dict[str, str], send: Send) -> bool:
