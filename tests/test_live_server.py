@@ -394,6 +394,15 @@ def test_snapshot_goes_on_elsewhere(live: Live, tiny: LongTakePipeline, tmp_path
     assert live.order(id, "snapshot")["frame"] == live.take(id)["frames"]
 
 
+def test_a_thumbnail_that_is_counted_is_there(live: Live) -> None:
+    id, counted = live.create(), 0
+    while counted < 5:
+        now = live.take(id)["thumbnails"]
+        if now > counted:
+            assert live.http.get(f"/api/takes/{id}/thumbnails/{now - 1}.jpg").status_code == 200
+        counted = now
+
+
 def test_pictures_and_downloads(live: Live) -> None:
     id = live.create()
     take = live.wait(id, frames=9 + 12 * 7)

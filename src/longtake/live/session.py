@@ -213,6 +213,7 @@ class Session:
         take, recording, chunk = self._take, self._recording, progress.chunk
         self._speeds.append((len(progress.video), took))
         remembered = self._remembered.after(chunk.index, chunk.first_frame)
+        self._look_back(progress.video, chunk.first_frame)
         with self._lock:
             take.frames = progress.frames
             take.bytes = recording.writer.position["bytes"]
@@ -228,20 +229,23 @@ class Session:
         job = self._pool.submit(self._show, progress.video, chunk.first_frame, header, remembered)
         self._jobs.append(job)
 
+    def _look_back(self, video: np.ndarray, first: int) -> None:
+        """Writes the thumbnails of a chunk: they are there before anybody is told of its frames."""
+        every = max(1, round(self._settings.thumbnail_every * self._take.asked.fps))
+        for frame in range(first + -first % every, first + len(video), every):
+            small = encode(video[frame - first], "jpeg", _THUMBNAIL_QUALITY, _THUMBNAIL_WIDTH)
+            try:
+                write_whole(self._take.folder.thumbnail(frame // every), small)
+            except OSError:
+                LOG.exception("A thumbnail of the take %s could not be written.", self._take.id)
+
     def _show(self, video: np.ndarray, first: int, header: Header, remembered: dict[str, Any]) -> None:
         """Makes pictures of a chunk and hands them on."""
         take, settings, fps = self._take, self._settings, self._take.asked.fps
-        every = max(1, round(settings.thumbnail_every * fps))
         messages = []
-        try:
-            for frame, picture in enumerate(video, first):
-                head = header._replace(frame=frame, time=frame / fps)
-                messages.append(head.pack() + encode(picture, settings.picture, settings.quality))
-                if frame % every == 0:
-                    small = encode(picture, "jpeg", _THUMBNAIL_QUALITY, _THUMBNAIL_WIDTH)
-                    write_whole(take.folder.thumbnail(frame // every), small)
-        except OSError:
-            LOG.exception("A picture of the take %s could not be written.", take.id)
+        for frame, picture in enumerate(video, first):
+            head = header._replace(frame=frame, time=frame / fps)
+            messages.append(head.pack() + encode(picture, settings.picture, settings.quality))
         with self._lock:
             self._measure(header.prompt, header.chunk)
             self._studio.tell(take, "frames", (first, messages))

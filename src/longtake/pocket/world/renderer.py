@@ -161,7 +161,7 @@ class _Painter:
             of_shape = there & (scenes.shape[:, subject] == shape)
             bounds = [r * (1 + JITTER) for r in ((SECOND,) if subject else RADII + tuple(NEAR * r for r in RADII))]
             # by the smallest bound that holds: a window is no larger than need be
-            kind = torch.bucketize(scenes.radius[:, subject], torch.tensor(sorted(bounds)))
+            kind = torch.bucketize(scenes.radius[:, subject].contiguous(), torch.tensor(sorted(bounds)))
             for i, bound in enumerate(sorted(bounds)):
                 items = (of_shape & (kind == i)).nonzero()[:, 0]
                 if len(items):
