@@ -59,34 +59,71 @@ class MemoryAttnProcessor(WanAttnProcessor):
             return stock
         if self.cross:
             assert encoder_hidden_states is not None
-            query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-            key, value = _prompt(attn, memory, layer, encoder_hidden_states)
-        else:
-            query, key, value = _self_projections(attn, hidden_states)
-            memory.policy.observe(memory, layer, query, key)
-            key, value = memory.update(layer, key, value)
-            query = memory.query(query)
-        out = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask if self.cross else None,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=None,
-        )
-        out = out.flatten(2, 3).type_as(hidden_states)
-        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
-        return projected
+            return attend_prompt(attn, hidden_states, encoder_hidden_states, memory, layer, attention_mask)
+        return attend_past(attn, hidden_states, memory, layer)
 
 
-def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor) -> tuple[Tensor, Tensor]:
+def attend_past(attn: Any, x: Tensor, memory: Memory, layer: int) -> Tensor:
+    """Self-attention of the current chunk to itself and to what is remembered: [batch, tokens, dim], from the same.
+
+    Args:
+        attn: ``blocks[...].attn1``; with the attention backend that its processor was given.
+        memory, layer: what is remembered, and which layer of it this is.
+    """
+    query, key, value = _self_projections(attn, x)
+    memory.policy.observe(memory, layer, query, key)
+    key, value = memory.update(layer, key, value)
+    return _attend(attn, x, memory.query(query), key, value)
+
+
+def attend_prompt(
+    attn: Any, x: Tensor, text: Tensor | None, memory: Memory, layer: int, mask: Tensor | None = None
+) -> Tensor:
+    """Cross-attention to the prompt, whose keys and values the memory keeps; arguments as for :func:`attend_past`.
+
+    Args:
+        text: [batch, text tokens, dim]; may be left out where the memory has its keys and values already.
+    """
+    query = attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1))
+    key, value = _prompt(attn, memory, layer, text)
+    return _attend(attn, x, query, key, value, mask)
+
+
+def remember(attn: Any, x: Tensor, memory: Memory, layer: int) -> None:
+    """What :func:`attend_past` does to the memory, and no more: the last layer of a commit needs no output."""
+    if type(memory.policy).observe is MemoryPolicy.observe and not getattr(attn, "fused_projections", False):
+        heads = (attn.heads, -1)
+        memory.update(layer, attn.norm_k(attn.to_k(x)).unflatten(2, heads), attn.to_v(x).unflatten(2, heads))
+        return
+    query, key, value = _self_projections(attn, x)
+    memory.policy.observe(memory, layer, query, key)
+    memory.update(layer, key, value)
+
+
+def _attend(attn: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention by the chosen backend, and the projection after it, in the dtype of ``x``."""
+    out = dispatch_attention_fn(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=0.0,
+        is_causal=False,
+        backend=attn.processor._attention_backend,
+        parallel_config=None,
+    )
+    out = out.flatten(2, 3).type_as(x)
+    projected: Tensor = attn.to_out[1](attn.to_out[0](out))
+    return projected
+
+
+def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keys and values of the text in one layer: [batch, text tokens, heads, head_dim] each, kept until it changes."""
     # Under autograd the cache would either cut the gradient or hold on to an old graph.
     caching = not torch.is_grad_enabled()
     held = memory.prompt[layer] if caching else None
     if held is None:
+        assert text is not None
         if getattr(attn, "fused_projections", False):
             key, value = attn.to_kv(text).chunk(2, dim=-1)
         else:

@@ -312,6 +312,13 @@ def doctor(
 def parity(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of published pipelines.")],
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference that passes.")] = 1e-4,
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fast|plain",
+            help="How the transformer is run: fast where possible, fast or not at all, or by diffusers' own forward.",
+        ),
+    ] = "auto",
 ) -> None:
     """Replay recorded runs of published pipelines and compare.
 
@@ -319,7 +326,7 @@ def parity(
     """
     from longtake.cli_parity import compare
 
-    raise typer.Exit(compare(files, tolerance))
+    raise typer.Exit(compare(files, tolerance, path))
 
 
 app.command("eval")(evaluate)

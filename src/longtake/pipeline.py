@@ -90,8 +90,13 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
         chunk_frames: latent frames per chunk.
         fps: frames per second of the videos the model was trained on.
         default_size: (height, width) when none is asked for.
+
+    Attributes:
+        forward_path: how takes run the transformer, one of ``longtake.speed.FORWARD_PATHS``: the same latents, bit for
+            bit. With ``plain`` the autoencoder decodes latents one by one as well: the same pictures up to rounding.
     """
 
+    forward_path: str = "auto"
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(

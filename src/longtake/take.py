@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from longtake.attention import attending, memory_for
-from longtake.decode import StreamingDecoder
+from longtake.attention import memory_for
+from longtake.decode import StreamingDecoder, decoding_for
 from longtake.encode import StreamingEncoder
+from longtake.forward import Plain, forwards
 from longtake.memory import MemoryPolicy
 from longtake.memory.change import change_prompt
 from longtake.pictures import portions
@@ -111,11 +112,13 @@ class Take:
             device=pipe.device_of("transformer"),
             encoder=pipe.encoder_for(policy),
         )
-        self.decoder = StreamingDecoder(pipe.vae)
+        fast = {} if pipe.forward_path == "plain" else decoding_for(pipe.vae, height, width, self.size)
+        self.decoder = StreamingDecoder(pipe.vae, **fast)
         self.index = self.skip = 0
         # On the device, one per denoising step and zero for the commit: made here, a chunk waits for none of them.
         times = torch.cat([self.schedule.timesteps, torch.zeros(1)])
         self._times = send(times, self.memory.device).split(1)
+        self._held: Plain | None = None
         self.prompt: str | None = None  # of the last chunk
         self._embedding: tuple[str, torch.Tensor] | None = None
         self._broken = False
@@ -282,26 +285,25 @@ class Take:
     @torch.no_grad()
     def denoise(self, text: torch.Tensor) -> torch.Tensor:
         """All denoising steps of the chunk; returns its clean latents."""
-        device, dtype = self.memory.device, self.memory.dtype
+        device = self.memory.device
         x = chunk_noise(self.seed, self.index, 0, self.shape, device)
-        with attending(self.pipe.transformer, self.memory):
-            for step in range(len(self.schedule)):
-                if step:
-                    x = self.schedule.renoise(x, chunk_noise(self.seed, self.index, step, self.shape, device), step)
-                flow = self._forward(x, self._times[step], text, dtype)
-                x = self.schedule.x0(x, flow, step)
+        forward = self._forwards()
+        for step in range(len(self.schedule)):
+            if step:
+                x = self.schedule.renoise(x, chunk_noise(self.seed, self.index, step, self.shape, device), step)
+            x = self.schedule.x0(x, forward.flow(x, step, text), step)
         return x
 
     @torch.no_grad()
     def commit(self, latents: torch.Tensor, text: torch.Tensor) -> None:
         """One more forward at t = 0, by which the memory learns the chunk."""
-        with attending(self.pipe.transformer, self.memory), self.memory.recording():
-            self._forward(latents, self._times[-1], text, self.memory.dtype)
+        self._forwards().commit(latents, text)
 
-    def _forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        out = self.pipe.transformer(x.to(dtype), t, text.to(dtype), return_dict=False)
-        flow: torch.Tensor = out[0]
-        return flow
+    def _forwards(self) -> Plain:
+        # Asked anew every time: hooks, adapters and processors may come and go between chunks.
+        pipe, held = self.pipe, self._held
+        self._held = forwards(pipe.transformer, self.memory, self._times, pipe.forward_path, held)
+        return self._held
 
     def next_chunk(self) -> Chunk:
         """Makes the next chunk: begin, denoise (unless it is given), commit, decode.

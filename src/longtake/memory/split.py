@@ -90,6 +90,11 @@ class SplitMemory:
         return self.parts[0].open
 
     @property
+    def is_recording(self) -> bool:
+        """Whether forwards are remembered: inside of :meth:`recording`."""
+        return self.parts[0].is_recording
+
+    @property
     def cut(self) -> bool:
         """Whether the current chunk, or the next one between chunks, stands behind a cut."""
         return self.parts[0].cut

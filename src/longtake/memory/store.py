@@ -120,6 +120,11 @@ class Memory:
         return self.keys.dtype
 
     @property
+    def is_recording(self) -> bool:
+        """Whether forwards are remembered: inside of :meth:`recording`."""
+        return self._recording
+
+    @property
     def used(self) -> int:
         """Slots in use, the current chunk's included while one is open."""
         return self.capacity - self.tags.count(FREE)
