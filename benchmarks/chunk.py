@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 import tempfile
 import time
 import warnings
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine, peak_bytes, stated_peak, write_results
+from benchmarks.machine import machine, peak_bytes, settle, stated_peak, write_results
 from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
 from longtake.speed import FORWARD_PATHS
 
@@ -239,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.chunk``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     from longtake.checkpoints.registry import bases
     from longtake.memory import parse_memory
     from longtake.placement import check_devices, parse_devices

@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from longtake.process import keep_freed_memory, wait_passively
+
 RESULTS = Path(__file__).parent / "results"
 
 # Operations per second of dense bfloat16 products with float32 sums, as the vendors state them for the fastest variant.
@@ -37,6 +39,12 @@ def peak_bytes() -> int:
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most * (1 if platform.system() == "Darwin" else 1024)
+
+
+def settle() -> None:
+    """As the command line settles its process."""
+    wait_passively()
+    keep_freed_memory()
 
 
 def resident_mb() -> float:

@@ -11,17 +11,19 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
+from longtake.kernels import dispatch, kernel_for
 from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.frozen import frozen
 from longtake.memory.learned import Learned
 from longtake.memory.policy import MemoryPolicy
+from longtake.memory.pooled import Pooled
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
 from longtake.placement import groups_of
+from longtake.speed import check_collapse
 
 
 class _Binding:
@@ -73,7 +75,7 @@ def attend_past(attn: Any, x: Tensor, memory: Memory, layer: int) -> Tensor:
     query, key, value = _self_projections(attn, x)
     memory.policy.observe(memory, layer, query, key)
     key, value = memory.update(layer, key, value)
-    return _attend(attn, x, memory.query(query), key, value)
+    return _project(attn, x, _attend(attn, memory, memory.query(query), key, value, pooled=memory.pooled(layer)))
 
 
 def attend_prompt(
@@ -86,7 +88,7 @@ def attend_prompt(
     """
     query = attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1))
     key, value = _prompt(attn, memory, layer, text)
-    return _attend(attn, x, query, key, value, mask)
+    return _project(attn, x, _attend(attn, memory, query, key, value, mask))
 
 
 def remember(attn: Any, x: Tensor, memory: Memory, layer: int) -> None:
@@ -100,21 +102,69 @@ def remember(attn: Any, x: Tensor, memory: Memory, layer: int) -> None:
     memory.update(layer, key, value)
 
 
-def _attend(attn: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention by the chosen backend, and the projection after it, in the dtype of ``x``."""
-    out = dispatch_attention_fn(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=0.0,
-        is_causal=False,
-        backend=attn.processor._attention_backend,
-        parallel_config=None,
-    )
-    out = out.flatten(2, 3).type_as(x)
-    projected: Tensor = attn.to_out[1](attn.to_out[0](out))
+def _attend(
+    attn: Any,
+    memory: Memory,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    pooled: Pooled | None = None,
+) -> Tensor:
+    """Attention by diffusers' backend, if one was set, or else by the memory's kernel; all [batch, tokens, heads,
+    head_dim]."""
+    backend = attn.processor._attention_backend
+    if pooled is not None:
+        out: Tensor = memory.kernel.with_pooled(query, key, value, pooled)
+        return out
+    if backend is not None or memory.kernel is None:
+        return dispatch(query, key, value, mask, backend)
+    return memory.kernel(query, key, value, mask)
+
+
+def _project(attn: Any, x: Tensor, out: Tensor) -> Tensor:
+    """The projection after attention, in the dtype of ``x``."""
+    projected: Tensor = attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(x)))
     return projected
+
+
+def choose_kernel(transformer: Any, memory: Memory | SplitMemory, attention: str = "auto", collapse: str = "auto") -> None:
+    """Settles what computes attention to a memory, between chunks.
+
+    Args:
+        attention: one of ``longtake.speed.ATTENTIONS``. A backend that the transformer was told to use
+            (``transformer.set_attention_backend``) comes first, unless another is asked for here.
+        collapse: whether frames of one key and one value are attended to in closed form (``longtake.memory.pooled``),
+            one of ``longtake.speed.COLLAPSE``.
+
+    Raises:
+        ValueError: if that is not possible, in one sentence.
+    """
+    check_collapse(collapse)
+    chosen = {attn.processor._attention_backend for block in transformer.blocks for attn in (block.attn1, block.attn2)}
+    if chosen != {None} and attention not in ("auto", "native"):
+        raise ValueError(f"The transformer was told to use another attention backend than {attention}: leave one out.")
+    kernel = kernel_for(attention, memory.device, memory.dtype, _score_bytes(memory))
+    possible = chosen == {None} and not memory.functional and kernel.gives_sums(memory.device)
+    if collapse == "on" and not possible:
+        raise ValueError(f"Attention by {kernel.name} gives no sums of its scores here, which collapsing needs.")
+    memory.kernel = None if memory.functional else kernel
+    memory.collapse = possible and (collapse == "on" or (collapse == "auto" and collapse_pays(memory)))
+
+
+def _score_bytes(memory: Memory | SplitMemory) -> int:
+    """Bytes of all scores of a layer of a full memory, in float32."""
+    keys = memory.parts[0].keys if isinstance(memory, SplitMemory) else memory.keys
+    return 4 * keys.shape[1] * keys.shape[4] * memory.chunk * memory.capacity * memory.tokens**2
+
+
+def collapse_pays(memory: Memory | SplitMemory) -> bool:
+    """Whether closed forms are known to be faster where a memory is.
+
+    On two cores of an AMD EPYC they are not at 64 tokens per frame, and hardly at 256 (docs/performance.md); on a GPU it
+    has not been measured.
+    """
+    return False
 
 
 def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ Heavy imports are inside the commands: ``longtake --help`` and every refusal of 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ import typer
 from longtake import __version__
 from longtake.cli_eval import evaluate
 from longtake.cli_progress import open_streams, say, settle_streams, tell
+from longtake.process import wait_passively
 from longtake.training.command import train
 
 app = typer.Typer(
@@ -374,8 +374,7 @@ def sheet(
 
 def main() -> None:
     """Entry point of the ``longtake`` command."""
-    # OpenMP threads that spin while they wait make small machines several times slower. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()
     open_streams()
     try:
         app()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from longtake.cli_prepare import Job, Request, default_offload, other_model, prepare, settle_devices
 from longtake.cli_progress import PastLine, ProgressLine, Stop, say, tell, warn
 from longtake.plan import count, default_dtype, format_bytes, format_seconds
+from longtake.process import keep_freed_memory
 from longtake.quiet import quieten_libraries
 from longtake.record import Recorded, Recording, snapshot_path
 
@@ -201,6 +202,8 @@ def load_for(job: Job) -> LongTakePipeline:
         say("Loading the model ...")
     if job.request.threads is not None:
         torch.set_num_threads(job.request.threads)
+    if set(job.devices) == {"cpu"}:
+        keep_freed_memory()
     quieten_libraries()
     warnings.filterwarnings("ignore", "Only the first")  # said already, of all prompts and in other words
     model = job.plan.model

@@ -143,8 +143,9 @@ class StreamingDecoder:
             raise ValueError("The decoder state in this snapshot is not one of this model's autoencoder.")
         device = next(self.vae.decoder.parameters()).device
         self.reset()
+        layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
         for i, tensor in tensors.items():
-            self._cache[int(i)] = tensor.to(device)
+            self._cache[int(i)] = tensor.to(device).contiguous(memory_format=layout)
         for i in repeats:
             self._cache[i] = _REPEAT
         self.latents = latents

@@ -93,10 +93,16 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
 
     Attributes:
         forward_path: how takes run the transformer, one of ``longtake.speed.FORWARD_PATHS``: the same latents, bit for
-            bit. With ``plain`` the autoencoder decodes latents one by one as well: the same pictures up to rounding.
+            bit. With ``plain`` the autoencoder decodes latents one by one as well, and attention is PyTorch's own: the
+            same pictures up to rounding.
+        attention: what computes attention in takes, one of ``longtake.speed.ATTENTIONS``; see also
+            ``transformer.set_attention_backend``.
+        collapse: whether MemRoPE's averages are attended to in closed form, one of ``longtake.speed.COLLAPSE``.
     """
 
     forward_path: str = "auto"
+    attention: str = "auto"
+    collapse: str = "auto"
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(

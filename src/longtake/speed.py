@@ -6,6 +6,15 @@ FORWARD_PATHS = ("auto", "fast", "plain")
 """How the transformer is run, see ``longtake.forward``: fast where that is possible; fast, or refused; as diffusers
 does."""
 
+ATTENTIONS = ("auto", "native", "products", "cudnn", "flash", "flash-attn-2", "flash-attn-3", "sage")
+"""What computes attention, see ``longtake.kernels``: the best that there is; PyTorch's own choice; two products and a
+softmax (CPU); or, on NVIDIA GPUs, cuDNN's or FlashAttention's kernel as PyTorch has them, and those of the packages
+flash-attn (2 or 3) and sageattention."""
+
+COLLAPSE = ("auto", "on", "off")
+"""Whether frames of one key and one value are attended to in closed form: where that is known to be faster, wherever
+possible, or nowhere."""
+
 
 def check_forward_path(path: str) -> None:
     """Refuses a path that does not exist.
@@ -15,3 +24,23 @@ def check_forward_path(path: str) -> None:
     """
     if path not in FORWARD_PATHS:
         raise ValueError(f"Forwards are run one of these ways: {', '.join(FORWARD_PATHS)}, not {path!r}.")
+
+
+def check_attention(name: str) -> None:
+    """Refuses a kernel that does not exist.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if name not in ATTENTIONS:
+        raise ValueError(f"Attention is computed by one of {', '.join(ATTENTIONS)}, not by {name!r}.")
+
+
+def check_collapse(collapse: str) -> None:
+    """Refuses an answer that is none.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if collapse not in COLLAPSE:
+        raise ValueError(f"Collapsing is one of {', '.join(COLLAPSE)}, not {collapse!r}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from longtake.attention import memory_for
+from longtake.attention import choose_kernel, install, memory_for
 from longtake.decode import StreamingDecoder, decoding_for
 from longtake.encode import StreamingEncoder
 from longtake.forward import Plain, forwards
@@ -99,6 +99,7 @@ class Take:
         self.height, self.width = height, width
         pipe.check_size(height, width)
         pipe.align()
+        install(pipe.transformer)
         self.size = pipe.config.chunk_frames
         self.schedule = FewStepSchedule.from_steps(pipe.config.denoising_steps, pipe.shift)
         rows, columns = height // pipe.vae_scale_factor_spatial, width // pipe.vae_scale_factor_spatial
@@ -114,6 +115,7 @@ class Take:
         )
         fast = {} if pipe.forward_path == "plain" else decoding_for(pipe.vae, height, width, self.size)
         self.decoder = StreamingDecoder(pipe.vae, **fast)
+        self._settle()  # or is refused
         self.index = self.skip = 0
         # On the device, one per denoising step and zero for the commit: made here, a chunk waits for none of them.
         times = torch.cat([self.schedule.timesteps, torch.zeros(1)])
@@ -271,8 +273,15 @@ class Take:
         asked = segment.change is not None and self.index > 0 and self.segment_at(self.index - 1) != segment
         if before is not None and (asked or before != segment.prompt):
             self._change_prompt(segment.change or self.on_change, text)
+        self._settle()
         self.memory.begin_chunk()
         return text
+
+    def _settle(self) -> None:
+        """What computes attention: asked anew for every chunk, as the transformer may have been told otherwise."""
+        pipe, plain = self.pipe, self.pipe.forward_path == "plain"
+        attention, collapse = ("native", "off") if plain else (pipe.attention, pipe.collapse)
+        choose_kernel(pipe.transformer, self.memory, attention, collapse)
 
     def embed(self, prompt: str) -> torch.Tensor:
         if self._embedding is None or self._embedding[0] != prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from longtake.memory.learned import Learned
 from longtake.memory.policy import MemoryPolicy, Place
 from longtake.memory.state import check_state
 from longtake.memory.store import Memory
+
+if TYPE_CHECKING:
+    from longtake.kernels import Kernel
 
 
 class SplitMemory:
@@ -78,6 +82,26 @@ class SplitMemory:
     def device(self) -> torch.device:
         """Of the first layer: where the transformer takes its input and gives its output."""
         return self.parts[0].device
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """What computes attention."""
+        return self.parts[0].kernel
+
+    @kernel.setter
+    def kernel(self, kernel: Kernel | None) -> None:
+        for part in self.parts:
+            part.kernel = kernel
+
+    @property
+    def collapse(self) -> bool:
+        """Whether frames of one key and one value are attended to in closed form."""
+        return self.parts[0].collapse
+
+    @collapse.setter
+    def collapse(self, collapse: bool) -> None:
+        for part in self.parts:
+            part.collapse = collapse
 
     @property
     def frame(self) -> int:

@@ -79,7 +79,7 @@ def saved_state(memory: Memory) -> tuple[dict[str, Tensor], dict[str, int]]:
                 tensors |= {f"average.{tag}.key": key, f"average.{tag}.value": value}
         more, counters = ({}, {}) if memory.learned is None else memory.learned.state_dict()
         tensors |= more
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     copies["tags"] = torch.tensor(memory.tags, dtype=torch.int64)
     return copies, {"frame": memory.frame, "open": int(memory.open), "cut": int(memory.cut), **counters}
 
