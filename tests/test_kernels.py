@@ -122,8 +122,10 @@ def test_kernels_change_no_video(memory: str, dtype: torch.dtype) -> None:
         pipe.attention, pipe.collapse = attention_, collapse
         take = pipe.start(SCRIPT, memory)
         made = run(take, 12)
-        collapses = collapse == "on" and memory.startswith("memrope") and not {"position", "adaptive"} & set(
-            memory.replace("=", ",").replace(":", ",").split(",")
+        collapses = (
+            collapse == "on"
+            and memory.startswith("memrope")
+            and not {"position", "adaptive"} & set(memory.replace("=", ",").replace(":", ",").split(","))
         )
         assert (take.memory.pooled(0) is not None) == collapses
         # Chunk by chunk, in bfloat16, small differences grow: the first chunks are all that can be compared closely.

@@ -128,7 +128,9 @@ def _project(attn: Any, x: Tensor, out: Tensor) -> Tensor:
     return projected
 
 
-def choose_kernel(transformer: Any, memory: Memory | SplitMemory, attention: str = "auto", collapse: str = "auto") -> None:
+def choose_kernel(
+    transformer: Any, memory: Memory | SplitMemory, attention: str = "auto", collapse: str = "auto"
+) -> None:
     """Settles what computes attention to a memory, between chunks.
 
     Args:

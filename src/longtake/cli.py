@@ -148,6 +148,14 @@ def generate(
     quantize: Annotated[
         str | None, typer.Option(metavar="fp8|int8", help="Keep the blocks' weights in 8 bits: half the memory.")
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What computes attention, see `longtake doctor`: auto, native, products, cudnn, flash, flash-attn-2, "
+            "flash-attn-3 or sage. Default: auto, the best that there is.",
+        ),
+    ] = None,
     on_change: Annotated[
         str | None,
         typer.Option(
@@ -200,6 +208,7 @@ def generate(
         devices=devices,
         offload=offload,
         quantize=quantize,
+        attention=attention,
         on_change=on_change,
         every=snapshot_every,
         threads=threads,

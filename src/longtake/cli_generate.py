@@ -135,6 +135,12 @@ def settled(job: Job, loaded: tuple[object, ...] | None = None, release: Callabl
     check_offload(offload, devices)
     dtype = default_dtype(devices[0]) if job.dtype == "auto" else job.dtype
     job = replace(job, devices=devices, offload=offload, dtype=dtype, plan=replace(job.plan, dtype=dtype))
+    if job.attention != "auto":
+        import torch
+
+        from longtake.kernels import kernel_for
+
+        kernel_for(job.attention, torch.device(devices[0]), getattr(torch, dtype))
     if not job.request.quiet:
         say("\n".join(describe(job)))
     if job.loads != loaded:
@@ -238,6 +244,8 @@ def record(job: Job, pipe: LongTakePipeline, stop: Stop, again: str | None = Non
             "seconds": plan.seconds,
             "every": job.every,
         } | ({} if job.quantize is None else {"quantize": job.quantize})
+        settings |= {} if job.attention == "auto" else {"attention": job.attention}
+        pipe.attention = job.attention
         if job.found is None:
             take = pipe.start(
                 job.script,

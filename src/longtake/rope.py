@@ -52,7 +52,10 @@ class Rope:
         height, width = grid
         rows, columns = (self._angles(dim, range(count)) for dim, count in zip(self.dims[1:], grid, strict=True))
         self._sides = (self._to_device(rows), self._to_device(columns))
-        both = [rows.view(height, 1, -1).expand(height, width, -1), columns.view(1, width, -1).expand(height, width, -1)]
+        both = [
+            rows.view(height, 1, -1).expand(height, width, -1),
+            columns.view(1, width, -1).expand(height, width, -1),
+        ]
         self._space = self._to_device(torch.cat(both, dim=-1).reshape(height * width, -1))
 
     def _angles(self, dim: int, ids: Sequence[int]) -> Tensor:
