@@ -8,7 +8,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from longtake.machine import machine
 from longtake.process import keep_freed_memory, wait_passively
+
+__all__ = ["RESULTS", "machine", "peak_bytes", "resident_mb", "settle", "stated_peak", "write_results"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,27 +57,6 @@ def resident_mb() -> float:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     except (OSError, ValueError, IndexError, AttributeError):
         return float("nan")
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    import diffusers
-    import torch
-
-    processor = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "processor": processor or platform.processor(),
-        "cpus": os.cpu_count(),
-        "threads": threads,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
 
 
 def write_results(path: Path, info: dict[str, Any], rows: list[dict[str, Any]]) -> None:

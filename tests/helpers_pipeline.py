@@ -22,12 +22,15 @@ SCRIPT = f"{PROMPT} [2s] | {OTHER} [3s] | a green star in the snow [1h]"
 CHANGES = (3, 7)  # chunks: the first whose middle is not before 2 s, and 5 s
 ALL_MEMORIES = [
     *MEMORIES,
+    "memrope:recent=2,averages=long",
     "memrope:sink=1,recent=1,long=0.3,short=0.6,pooling=position",
     "memrope:recent=2,adaptive=true,short=0.4",
     "memrope:ids=absolute,first_eviction=released",
     "sliding:window=7,sink=2,ids=relative",
     "sliding:window=12,sink=3,ids=unified",
     "echo:past=4,update=after_first_forward,prior=true",
+    "deep-forcing:window=9,sink=2,budget=8",
+    "deep-forcing-released:window=11,sink=1,budget=7,reuse=1",
 ]
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from benchmarks import chunk, compare
+from benchmarks.endurance import PROMPT, Endurance
 
-from tests.conftest import ENVIRONMENT
+from longtake import load
+from tests.conftest import warm
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str | Path, name: str = "cost") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    return warm.run(f"benchmarks.{name}", *arguments, cwd=ROOT)
 
 
 def test_quick(tiny_folder: Path, tmp_path: Path) -> None:
@@ -60,10 +60,31 @@ def test_soak(tmp_path: Path) -> None:
     assert all(f"{row['rss_mb']:.1f} MB" in made.stdout and row["rss_mb"] > 50 for row in report["rows"])
 
 
+def test_a_day_goes_on_where_it_was_stopped(tiny_folder: Path, tmp_path: Path) -> None:
+    def rows(out: str, *seconds: int) -> list[dict[str, float]]:
+        for end in seconds:
+            settings = {"prompt": PROMPT, "memory": "memrope", "seed": 0}
+            day = Endurance(load(str(tiny_folder)), tmp_path / out, settings, 6 * 16)
+            day.run(end * 16, {})
+        day.draw()
+        found: list[dict[str, float]] = json.loads((tmp_path / out / "rows.json").read_text())["rows"]
+        return found
+
+    whole, parts = rows("whole", 19), rows("parts", 12, 19)
+    assert [round(row["minutes"], 1) for row in whole] == [0.1, 0.2, 0.3, 0.3]
+    ours = ("ms", "rss_mb")  # not the video's
+    for a, b in zip(whole, parts, strict=True):
+        assert {k: v for k, v in a.items() if k not in ours} == {k: v for k, v in b.items() if k not in ours}
+    assert whole[0]["colours"] == 0 < whole[1]["colours"] and whole[0]["largest"] > 0
+    assert len(list((tmp_path / "whole" / "frames").iterdir())) == 4
+    assert (tmp_path / "whole" / "sheet.png").exists() and (tmp_path / "whole" / "curves" / "ms.svg").exists()
+
+
 def test_others_refuse() -> None:
     for name, *arguments in (
         ("soak", "--memory", "nothing"),
         ("soak", "--chunks", "0"),
+        ("endurance", "--out", "nowhere", "--every", "0.01"),
         ("pocket_quality", "--seeds", "x"),
         ("pocket_quality", "--memories", "memrope,sliding"),
     ):

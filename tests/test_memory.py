@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtake.memory import Memory, MemoryPolicy, MemRoPE, Sliding
+from longtake.memory import DeepForcing, Memory, MemoryPolicy, MemRoPE, Sliding
 
 LAYERS, HEADS, DIM, GRID = 2, 2, 12, (2, 1)
 TOKENS = GRID[0] * GRID[1]
@@ -31,6 +31,7 @@ def attend(memory: Memory, qkv: Tensor) -> Tensor:
     outputs = []
     for layer in range(LAYERS):
         query, key, value = qkv[:, layer]
+        memory.policy.observe(memory, layer, query, key)
         query, (key, value) = memory.query(query), memory.update(layer, key, value)
         out = F.scaled_dot_product_attention(*(x.transpose(1, 2).float() for x in (query, key, value)))
         outputs.append(out.transpose(1, 2))
@@ -81,11 +82,12 @@ class Everything:
                 kept = [*range(policy.sink), *range(count - (room - policy.sink), count)]
             return [(self.frames[f], i if policy.ids == "relative" else f) for i, f in enumerate(kept)]
         assert isinstance(policy, MemRoPE)
-        if count + self.chunk <= policy.sink + 2 + policy.recent + self.chunk:
+        alone = {"both": [-1, -2], "long": [-1], "short": [-2]}[policy.averages]
+        if count + self.chunk <= policy.sink + len(alone) + policy.recent + self.chunk:
             return [(frame, i) for i, frame in enumerate(self.frames)]
         self.fold(policy, count)
         assert self.averages is not None
-        kept = [*range(policy.sink), -1, -2, *range(count - policy.recent, count)]
+        kept = [*range(policy.sink), *alone, *range(count - policy.recent, count)]
         shown: list[tuple[Tensor, int | None]] = []
         for position, frame in enumerate(kept):
             content = self.frames[frame] if frame >= 0 else self.averages[-frame - 1]
@@ -97,7 +99,7 @@ class Everything:
         first = self.averages is None
         begin = policy.sink if first else self.folded[-1] + 1
         if first and policy.first_eviction == "released":
-            begin += 2
+            begin += 2 if policy.averages == "both" else 1
         leaving = list(range(begin, count - policy.recent))
         self.folded += leaving
         contents = []
@@ -159,14 +161,18 @@ def test_sliding(chunk: int, sink: int, spare: int, ids: str, batch: int, chunks
 @FEW
 @given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 6), st.sampled_from(["absolute", "relative"]),
        st.sampled_from(["global", "position"]), st.booleans(), st.sampled_from(["fold", "released"]),
-       st.sampled_from([(0.01, 0.1), (0.3, 0.7)]), st.integers(1, 2), st.integers(1, 9), st.booleans())  # fmt: skip
+       st.sampled_from([(0.01, 0.1), (0.3, 0.7)]), st.sampled_from(["both", "long", "short"]),
+       st.integers(1, 2), st.integers(1, 9), st.booleans())  # fmt: skip
 def test_memrope(
     chunk: int, sink: int, recent: int, ids: str, pooling: str, adaptive: bool, first: str,
-    rates: tuple[float, float], batch: int, chunks: int, functional: bool,
+    rates: tuple[float, float], averages: str, batch: int, chunks: int, functional: bool,
 ) -> None:  # fmt: skip
+    adaptive = adaptive and averages != "long"
     if adaptive and first == "released":
         rates = (rates[0], min(rates[1], 0.2))  # beyond it, differences of rounding grow: see below
-    policy = MemRoPE(sink, recent, *rates, pooling=pooling, adaptive=adaptive, ids=ids, first_eviction=first)
+    policy = MemRoPE(
+        sink, recent, *rates, pooling=pooling, adaptive=adaptive, ids=ids, first_eviction=first, averages=averages
+    )
     check(policy, chunk, batch, chunks, functional)
 
 
@@ -241,7 +247,10 @@ def test_absolute_ids_go_on_for_ever() -> None:
 
 
 POLICIES = [Sliding(8, 1), Sliding(9, 0, "relative"), MemRoPE(), MemRoPE(2, 3, pooling="position", ids="absolute"),
-            MemRoPE(adaptive=True, first_eviction="released")]  # fmt: skip
+            MemRoPE(adaptive=True, first_eviction="released"), MemRoPE(recent=5, averages="short"),
+            DeepForcing(9, 2, 8, 4), DeepForcing(8, 1, 7, 5, ids="released", reuse=2)]  # fmt: skip
+# How many slots are in use with a full memory: this policy keeps fewer than it has.
+KEPT = {policy: policy.budget if isinstance(policy, DeepForcing) else policy.capacity(3) for policy in POLICIES}
 all_policies = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.spec())
 
 
@@ -261,10 +270,12 @@ def test_nothing_grows(policy: MemoryPolicy) -> None:
         if index > 6:
             assert held() == full
             memory.begin_chunk()
-            shapes.append(memory.update(0, *draw(3, 1, 0)[1:, 0])[0].shape)
+            qkv = draw(3, 1, 0)[:, 0]
+            policy.observe(memory, 0, *qkv[:2])
+            shapes.append(memory.update(0, *qkv[1:])[0].shape)
             with memory.recording():
                 attend(memory, draw(3, 1, 1))
-    assert set(shapes) == {(1, memory.capacity * TOKENS, HEADS, DIM)}
+    assert set(shapes) == {(1, KEPT[policy] * TOKENS, HEADS, DIM)}
 
 
 @all_policies
@@ -288,6 +299,7 @@ def test_a_restored_memory_continues_bit_for_bit(
     for copy in (memory, fresh, late):
         if not copy.open:
             copy.begin_chunk()
+            attend(copy, draw(3, 1, 5))  # a memory that looks does so in the first forward
         with copy.recording():
             first = attend(copy, draw(3, 1, 50))
         outputs.append([first, *(step(copy, index) for index in range(60, 65))])
@@ -347,7 +359,7 @@ def test_flush_keeps_sinks_and_two_frames(policy: MemoryPolicy) -> None:
     assert [place.frame for place in memory.layout()] == [*range(policy.sink), 19, 20]
     for index in range(7, 15):
         step(memory, index)
-    assert memory.used == memory.capacity
+    assert memory.used == KEPT[policy]
 
 
 def test_keep_changes_nothing_but_the_prompt() -> None:

@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 
 
 CASES = [(memory, "keep") for memory in ALL_MEMORIES] + [
-    (memory, change) for memory in (*ALL_MEMORIES[-6:], "echo") for change in ("recache", "flush", "cut")
+    (memory, change) for memory in (*ALL_MEMORIES[-8:], "echo") for change in ("recache", "flush", "cut")
 ]
 
 
@@ -58,7 +58,15 @@ def test_split_take_is_the_undivided_one_bit_for_bit(
     assert one.memory.nbytes == other.memory.nbytes
 
 
-@pytest.mark.parametrize("memory", ["memrope:recent=2", "memrope:recent=1,adaptive=true", "longlive"])
+@pytest.mark.parametrize(
+    "memory",
+    [
+        "memrope:recent=2",
+        "memrope:recent=1,adaptive=true",
+        "longlive",
+        "deep-forcing-released:window=9,sink=2,budget=8",
+    ],
+)
 def test_snapshots_move_between_splits(
     whole: LongTakePipeline, split: LongTakePipeline, tmp_path: Path, memory: str
 ) -> None:
@@ -117,8 +125,8 @@ def test_interface_by_hand() -> None:
 
 def test_offers_all_that_a_memory_offers() -> None:
     split, whole = pair()
-    # Tensors of all layers, which no device need have room for, and the tables, which every part has of its own.
-    inner = {"keys", "values", "averages", "rope"}
+    # Tensors of all layers, which no device need have room for; tables and choices, which every part has of its own.
+    inner = {"keys", "values", "averages", "rope", "chosen"}
     for name in {n for n in (*dir(whole), *vars(whole)) if not n.startswith("_")} - inner:
         assert hasattr(split, name), name
         if callable(getattr(whole, name)):

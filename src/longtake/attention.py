@@ -115,6 +115,7 @@ def _attend(
     head_dim]."""
     backend = attn.processor._attention_backend
     if pooled is not None:
+        assert memory.kernel is not None  # only a kernel collapses
         out: Tensor = memory.kernel.with_pooled(query, key, value, pooled)
         return out
     if backend is not None or memory.kernel is None:
@@ -163,8 +164,8 @@ def _score_bytes(memory: Memory | SplitMemory) -> int:
 def collapse_pays(memory: Memory | SplitMemory) -> bool:
     """Whether closed forms are known to be faster where a memory is.
 
-    On two cores of an AMD EPYC they are not at 64 tokens per frame, and hardly at 256 (docs/performance.md); on a GPU it
-    has not been measured.
+    On two cores of an AMD EPYC they are not at 64 tokens per frame, and hardly at 256 (docs/performance.md); on a GPU
+    it has not been measured.
     """
     return False
 
@@ -237,8 +238,7 @@ def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory
     assert binding is not None
     if len(memory.prompt) != len(transformer.blocks):
         raise ValueError(f"The memory has {len(memory.prompt)} layers, the transformer {len(transformer.blocks)}.")
-    if memory.learned is not None:
-        memory.learned.catch_up()  # here, and not within a block that checkpointing would run again
+    memory.catch_up()  # here, and not within a block that checkpointing would run again
     before, binding.memory = binding.memory, memory
     try:
         with _checkpointing(transformer, binding) if memory.functional else nullcontext():

@@ -1,4 +1,4 @@
-"""What computes attention: diffusers' backends by short names, and products of matrices for CPUs where those are faster.
+"""What computes attention: diffusers' backends by short names, and products of matrices where they are faster.
 
 A kernel gives attention to a list of keys, and where it can, with it the logarithm of the sum of exponentials that the
 scores had, so that more keys can be added afterwards (``longtake.memory.pooled``).
@@ -60,7 +60,7 @@ class Kernel:
         return merge(out, sums, scores, pooled.values)
 
     def with_sums(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention, and the logarithm of the sum of the exponentials of every query's scores: [batch, heads, tokens]."""
+        """Attention, and [batch, heads, tokens]: the logarithm of the sum of the exponentials of a query's scores."""
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         if self.name == "native":
             out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
@@ -160,9 +160,9 @@ def available(device: torch.device, dtype: torch.dtype) -> list[str]:
 def best(device: torch.device, dtype: torch.dtype, score_bytes: int = 0) -> str:
     """The name of the kernel that "auto" stands for.
 
-    On a GPU from Hopper on that is FlashAttention 3 where it is installed, else cuDNN, which comes with PyTorch and knows
-    these GPUs; before, PyTorch's own choice. On a CPU it is :func:`by_products` for bfloat16 where the processor has
-    AVX-512 for it and no AMX (which PyTorch's kernel knows), while a layer's scores stay in its caches.
+    On a GPU from Hopper on that is FlashAttention 3 where it is installed, else cuDNN, which comes with PyTorch and
+    knows these GPUs; before, PyTorch's own choice. On a CPU it is :func:`by_products` for bfloat16 where the processor
+    has AVX-512 for it and no AMX (which PyTorch's kernel knows), while a layer's scores stay in its caches.
 
     Args:
         score_bytes: of all scores of a layer in float32.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from longtake import operations, sizes
 from longtake.facts import ModelFacts
-from longtake.memory import Echo, MemoryPolicy, MemRoPE
+from longtake.memory import DeepForcing, Echo, MemoryPolicy, MemRoPE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -38,14 +38,36 @@ def frames_in(seconds: float, fps: float) -> int:
     return max(1, round(seconds * fps))
 
 
+def slots_of(policy: MemoryPolicy, chunk: int) -> list[tuple[str, int]]:
+    """What a policy's slots hold once full, as (role, frames), in order of position."""
+    tokens: list[tuple[str, int]] = []
+    if isinstance(policy, MemRoPE):
+        tokens = [(name, 1) for name in ("long", "short") if policy.averages in ("both", name)]
+    tokens += [("memory", policy.frames)] if isinstance(policy, Echo) else []
+    tokens += [("chosen", policy.chosen)] if isinstance(policy, DeepForcing) else []
+    recent = policy.capacity(chunk) - policy.sink - sum(count for _, count in tokens) - chunk
+    slots = [("sink", policy.sink), *tokens, ("recent", recent), ("current", chunk)]
+    return [(role, count) for role, count in slots if count > 0]
+
+
 def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
-    total = policy.capacity(chunk)
-    tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
-    tokens += [f"{policy.frames} memory"] if isinstance(policy, Echo) else []
-    recent = total - policy.sink - sum(int(token.split()[0]) for token in tokens) - chunk
-    parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
-    return " + ".join([*parts, f"{chunk} current"]) + f" = {total} frames"
+    if isinstance(policy, DeepForcing):
+        return _in_turn(policy, chunk)
+    parts = [f"{count} {role}" for role, count in slots_of(policy, chunk)]
+    return " + ".join(parts) + f" = {policy.capacity(chunk)} frames"
+
+
+def _in_turn(policy: DeepForcing, chunk: int) -> str:
+    """The words for a memory that frames are added to until some of their tokens are chosen."""
+    first = policy.recent - chunk  # recent frames beside the chunk right after a choice
+    last = first + (policy.window - policy.budget) // chunk * chunk
+    recent = f"{first} recent" if first == last else f"{first} to {last} recent"
+    parts = [f"{policy.sink} sink"] * (policy.sink > 0) + [f"{policy.chosen} chosen"] * (policy.chosen > 0)
+    parts += [recent] * (last > 0) + [f"{chunk} current"]
+    most = policy.budget + last - first
+    total = f"{most} frames" if first == last else f"{policy.budget} to {most} frames"
+    return " + ".join(parts) + f" = {total}"
 
 
 @dataclass(frozen=True)
@@ -123,8 +145,7 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the memory holds all the time: keys as stored, keys as rotated, values, and running averages or
-        the state of a learned memory."""
+        """Bytes that the memory holds all the time, see ``sizes.memory_bytes``."""
         model = self.model
         sizes_of_all = (model.layers, model.heads, model.head_dim, self._frame_tokens, self._chunk_slots)
         return sizes.memory_bytes(self.policy, *sizes_of_all, DTYPE_BYTES[self.dtype])
@@ -146,6 +167,32 @@ class Plan:
     def disk_bytes(self) -> int:
         """What the disk must have free: the video, and two snapshots, as a new one is whole before the old one goes."""
         return self.video_bytes + 2 * self.snapshot_bytes
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuses a learned memory without trained weights, or with others than it needs, as far as headers tell.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    policy, facts = plan.policy, plan.model
+    if not isinstance(policy, Echo):
+        return
+    if not facts.may_have_memory:
+        raise ValueError(
+            f"The memory {policy.name} is learned, and there are no trained weights of it for the model {facts.name}: "
+            "give some with --memory-weights, or choose another --memory."
+        )
+    saved = facts.saved_memory
+    if saved is None:
+        return
+    if not saved["trained"]:
+        raise ValueError(
+            f"The memory weights for the model {facts.name} are untrained and can make no video: "
+            "give others with --memory-weights."
+        )
+    grid = (plan.height // facts.step, plan.width // facts.step)
+    policy.check_weights(saved["config"], facts.heads, facts.head_dim, grid, facts.layers)
 
 
 def bfloat16_units() -> list[str]:

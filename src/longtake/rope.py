@@ -81,18 +81,36 @@ class Rope:
         return self._time[key]
 
     def sides(self, turned: bool = True) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Cosine and sine of the rows and of the columns of a frame, float32: [height, h_dim / 2] and [width, w_dim / 2]
-        twice each. Those of an unrotated frame unless ``turned``."""
+        """Cosine and sine of the rows and of the columns of a frame, float32: twice [height, h_dim / 2] and twice
+        [width, w_dim / 2]. Those of an unrotated frame unless ``turned``."""
         if turned:
             return self._sides
         rows, columns = ((torch.ones_like(cos), torch.zeros_like(sin)) for cos, sin in self._sides)
         return rows, columns
 
-    def frames(self, ids: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    def moments(self, ids: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+        """Cosine and sine that rotate in time and not in space: two float32 tensors [len(ids), 1, head_dim / 2], ready
+        to broadcast over heads. An id of None does not rotate at all."""
+        (cos, sin), (row, _) = self.time(ids), self._space
+        more = (len(ids), row.shape[1])
+        cos, sin = torch.cat([cos, cos.new_ones(more)], 1), torch.cat([sin, sin.new_zeros(more)], 1)
+        for position, index in enumerate(ids):
+            if index is None:
+                cos[position], sin[position] = 1.0, 0.0
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    @property
+    def space(self) -> tuple[Tensor, Tensor]:
+        """Cosine and sine that rotate a frame in space and not in time: [height * width, 1, head_dim / 2]."""
+        cos, sin = self.frames([0])
+        return cos[0], sin[0]
+
+    def frames(self, ids: Sequence[int | None], in_space: Sequence[bool] = ()) -> tuple[Tensor, Tensor]:
         """Cosine and sine for whole frames.
 
         Args:
             ids: one time id per frame; None leaves that frame unrotated in time and in space.
+            in_space: which frames are rotated in space already and are to be in time only; none by default.
 
         Returns:
             Two float32 tensors [len(ids), height * width, 1, head_dim / 2], ready to broadcast over heads.
@@ -106,6 +124,9 @@ class Rope:
             for position, index in enumerate(ids):
                 if index is None:
                     table[position] = identity
+            for position, done in enumerate(in_space):
+                if done:
+                    table[position, ..., time.shape[1] :] = identity
             tables.append(table)
         return tables[0], tables[1]
 

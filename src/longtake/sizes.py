@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from longtake.memory.deep_forcing import DeepForcing
 from longtake.memory.echo import Echo
 from longtake.memory.memrope import MemRoPE
 from longtake.memory.policy import MemoryPolicy
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _KEPT = 4  # bytes of what diffusers keeps in float32
-_ROTATED_AT_ONCE = 1 << 25  # elements: `memory.store` rotates its slots in groups of about this size
+_ROTATED_AT_ONCE = 1 << 25  # elements: `memory.turning` rotates its slots in groups of about this size
 
 Config = Mapping[str, Any]
 
@@ -154,8 +155,8 @@ class TransformerSize:
 def memory_bytes(
     policy: MemoryPolicy, layers: int, heads: int, head_dim: int, tokens: int, chunk: int, width: int
 ) -> int:
-    """Bytes that a memory holds all the time: keys as stored, keys as rotated, values, and running averages or the
-    state of a learned memory.
+    """Bytes that a memory holds all the time: keys as stored, keys as rotated, values, and running averages, the state
+    of a learned memory, or what one that chooses has seen.
 
     Args:
         policy: which frames stay.
@@ -166,9 +167,12 @@ def memory_bytes(
     per_token = layers * heads * head_dim
     count = 3 * policy.capacity(chunk) * tokens * per_token * width
     if isinstance(policy, MemRoPE):
-        count += 2 * 2 * (tokens if _per_position(policy) else 1) * per_token * 4
+        count += len(policy.kept) * 2 * (tokens if _per_position(policy) else 1) * per_token * 4
     if isinstance(policy, Echo):
         count += policy.frames * tokens * heads * head_dim * 4
+    if isinstance(policy, DeepForcing):
+        count += policy.capacity(chunk) * per_token * 4  # queries, added up
+        count += policy.chosen * tokens * layers * 4 if policy.reuse else 0
     return count
 
 

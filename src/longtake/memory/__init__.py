@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from longtake.memory.deep_forcing import DeepForcing
 from longtake.memory.echo import Echo
 from longtake.memory.memrope import MemRoPE
 from longtake.memory.policy import PROMPT_CHANGES, MemoryPolicy, Place, Update
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MEMORIES",
     "PROMPT_CHANGES",
+    "DeepForcing",
     "Echo",
     "Learned",
     "MemRoPE",

@@ -33,4 +33,5 @@ def _frozen(memory: Memory) -> Memory:
     view.keys, view.values, view.averages = memory.keys.new_empty(0), memory.values.new_empty(0), {}
     view.tags, view.prompt = list(memory.tags), list(memory.prompt)
     view._recording, view._recorded, view.learned = False, {}, None
+    view.chosen = None if memory.chosen is None else memory.chosen.frozen(view)
     return view

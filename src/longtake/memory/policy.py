@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from longtake.memory.store import Memory
 
 # What a slot holds: the global index of its frame (0 or more), or one of these; LEARNED - i is frame i of a learned
-# memory.
+# memory, or of chosen tokens.
 FREE, LONG, SHORT, LEARNED = -1, -2, -3, -4
 
 MAX_ID = 20
@@ -59,25 +59,32 @@ class Update:
             (and repeated over the frame, if there is one token) into the slot.
         learn: slots whose frames a learned memory takes in, as they are before anything is freed.
         forget: whether a learned memory starts afresh.
+        choose: slots whose tokens compete for fewer slots, oldest first, of which the chunk's first forward chooses; to
+            be freed as well.
+        move: slots of frames that are kept as they are, behind what is chosen of ``choose``; to be freed as well.
     """
 
     evict: Sequence[int] = ()
     tokens: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     learn: Sequence[int] = ()
     forget: bool = False
+    choose: Sequence[int] = ()
+    move: Sequence[int] = ()
 
 
 class MemoryPolicy(ABC):
-    """Base of all policies; see ``Sliding``, ``MemRoPE`` and ``Echo``.
+    """Base of all policies; see ``Sliding``, ``MemRoPE``, ``DeepForcing`` and ``Echo``.
 
     Attributes:
         learned: whether it needs weights of its own, a ``longtake.memory.echo_encoder.MemoryEncoder``.
+        chooses: whether it keeps tokens for being looked at (``longtake.memory.chosen``), which needs ``observe``.
         max_id: the largest id of unified ids.
     """
 
     name: ClassVar[str]
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     learned: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
     sink: int
     ids: str
     max_id: int = MAX_ID
@@ -136,7 +143,7 @@ class MemoryPolicy(ABC):
 
     def observe(self, memory: Memory, layer: int, query: Tensor, key: Tensor) -> None:  # noqa: B027
         """Called in every forward, before the keys are attended to, with un-rotated queries and keys
-        [batch, tokens, heads, head_dim]. For policies that choose by looking; this one does not."""
+        [batch, tokens, heads, head_dim]. For policies that choose by looking; others do nothing."""
 
     def on_prompt_change(self, memory: Memory, mode: str) -> Update:
         """What a new prompt does to the past: "keep" nothing, "flush" and "cut" forget all but the sinks and the last
@@ -156,6 +163,18 @@ class MemoryPolicy(ABC):
             if (value := getattr(self, f.name)) != f.default or f.default is MISSING
         ]
         return self.name + (":" + ",".join(changed) if changed else "")
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every setting as it is: ``name``, ``value``, ``type`` and the accepted ``choices`` of a text (else None)."""
+        return [
+            {
+                "name": f.name,
+                "value": getattr(self, f.name),
+                "type": type(getattr(self, f.name)).__name__,
+                "choices": list(self.choices[f.name]) if f.name in self.choices else None,
+            }
+            for f in fields(self)  # type: ignore[arg-type]
+        ]
 
     def _check(self, least: Mapping[str, int], rates: Sequence[str] = ()) -> None:
         for key, bound in least.items():

@@ -1,8 +1,8 @@
 """Frames that are one key and one value, repeated over the grid: their share of attention in closed form.
 
-MemRoPE's released code (arXiv 2603.12513) averages evicted frames over space too, so that a memory frame has the same key
-and the same value at all its positions before rotation. Rotation splits the channels into three parts that turn with
-time, row and column, so the score of a query against position (h, w) is ``a + b_h + c_w``, and
+MemRoPE's released code (arXiv 2603.12513) averages evicted frames over space too, so that a memory frame has the same
+key and the same value at all its positions before rotation. Rotation splits the channels into three parts that turn
+with time, row and column, so the score of a query against position (h, w) is ``a + b_h + c_w``, and
 
     sum over h, w of exp(a + b_h + c_w) = exp(a) * (sum over h of exp(b_h)) * (sum over w of exp(c_w)).
 

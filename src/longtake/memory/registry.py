@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from longtake.memory.deep_forcing import DeepForcing
 from longtake.memory.echo import Echo
 from longtake.memory.memrope import MemRoPE
 from longtake.memory.policy import MemoryPolicy
@@ -56,6 +57,23 @@ MEMORIES: Mapping[str, MemoryInfo] = MappingProxyType(
             "Infinity-RoPE, arXiv 2511.20649",
             Sliding,
             {"window": 6, "sink": 1, "ids": "relative"},
+        ),
+        "deep-sink": MemoryInfo(
+            "10 sink frames and a window, 21 frames in all, at relative ids: Deep Forcing without its compression",
+            "Deep Forcing, arXiv 2512.05081, section 4.2",
+            Sliding,
+            {"window": 21, "sink": 10, "ids": "relative"},
+        ),
+        "deep-forcing": MemoryInfo(
+            "10 sink frames, recent frames, and of those in between the tokens that these look at; as in the paper",
+            "Deep Forcing, arXiv 2512.05081",
+            DeepForcing,
+        ),
+        "deep-forcing-released": MemoryInfo(
+            "the same as in the released code: absolute ids, and no token is chosen more than 7 times",
+            "Deep Forcing, arXiv 2512.05081, repository cvlab-kaist/DeepForcing",
+            DeepForcing,
+            {"ids": "released", "reuse": 7},
         ),
         "echo": MemoryInfo(
             "sink frames, a few frames of a learned memory of all that left, and recent frames; needs trained weights",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longtake.memory.learned import Learned
 from longtake.memory.policy import MemoryPolicy, Place
+from longtake.memory.pooled import Pooled
 from longtake.memory.state import check_state
 from longtake.memory.store import Memory
 
@@ -203,6 +204,16 @@ class SplitMemory:
         part, inner = self.part(layer)
         return part.update(inner, key, value)
 
+    def pooled(self, layer: int) -> Pooled | None:
+        """The frames of a layer that are attended to in closed form; see ``Memory.pooled``."""
+        part, inner = self.part(layer)
+        return part.pooled(inner)
+
+    def catch_up(self) -> None:
+        """What is due after a chunk's first forward; see ``Memory.catch_up``."""
+        for part in self.parts:
+            part.catch_up()
+
     def change_prompt(self, mode: str = "keep") -> None:
         """The text is about to change; see ``Memory.change_prompt``."""
         for part in self.parts:
@@ -236,7 +247,7 @@ class SplitMemory:
             ValueError: if the state is not one of such a memory; nothing is changed then.
         """
         shape = (len(self._places), *self.parts[0]._shape[1:])
-        check_state(shape, self.dtype, self.chunk, tensors, counters, self.learned)
+        check_state(shape, self.dtype, self.chunk, tensors, counters, self.policy, self.learned)
         first = 0
         for part in self.parts:
             layers = slice(first, first + part._shape[0])

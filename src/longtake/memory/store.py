@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from longtake.memory.chosen import Chosen
 from longtake.memory.learned import Learned
 from longtake.memory.policy import CUT_GAP, FREE, PROMPT_CHANGES, MemoryPolicy, Place, Update
 from longtake.memory.pooled import Collapsed, Pooled
 from longtake.memory.state import restore, saved_state
+from longtake.memory.turning import runs, turn_anew, turned_past
 from longtake.rope import Rope, rotate
 
 if TYPE_CHECKING:
     from longtake.kernels import Kernel
 
-# Rotation makes float32 temporaries about four times this many elements: all layers at once for small models, groups
-# of layers for large ones (all 30 layers of the 1.3B model at 480p would need 5 GB).
-_ROTATE_ELEMENTS = 1 << 25
-_DIRTY = -1
+_DIRTY = -(1 << 62)  # no id: those of sinks may be negative
 
 
 class Memory:
@@ -58,6 +57,7 @@ class Memory:
         kernel: what computes attention to it, a ``longtake.kernels.Kernel``; None for whatever diffusers uses.
         collapse: whether frames of one key and one value are left out of what :meth:`update` gives, and are in
             :meth:`pooled` instead. To be changed between chunks; not for functional memories.
+        chosen: what a memory that chooses by looking (``DeepForcing``) has seen, else None.
         averages: by tag, float32 keys and values [layers, batch, tokens or 1, heads, head_dim].
 
     Raises:
@@ -100,6 +100,7 @@ class Memory:
         self.learned: Learned | None = None
         self.kernel: Kernel | None = None
         self.collapse = False
+        self.chosen = Chosen(self) if policy.chooses else None
         self.reset()
 
     def _make_views(self) -> None:
@@ -122,6 +123,8 @@ class Memory:
         self._collapsed = Collapsed()
         if self.learned is not None:
             self.learned.reset()
+        if self.chosen is not None:
+            self.chosen.reset()
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +152,8 @@ class Memory:
         pairs = [*self.averages.values(), *(pair for pair in self.prompt if pair is not None)]
         tensors = [self.keys, self.values, self._turned, *(x for pair in pairs for x in pair)]
         learned = 0 if self.learned is None or self.learned.parts[0] is not self else self.learned.nbytes
-        return sum(x.numel() * x.element_size() for x in tensors) + learned
+        chosen = 0 if self.chosen is None else self.chosen.nbytes
+        return sum(x.numel() * x.element_size() for x in tensors) + learned + chosen
 
     def layout(self) -> list[Place]:
         """Every slot in use as (role, id, frame, slot), in order of position: ``MemoryPolicy.layout``, with the ids of
@@ -177,9 +181,13 @@ class Memory:
         update = self.policy.begin_chunk(self)
         if self.learned is not None:
             self.learned.begin(self, update.learn)
+        if self.chosen is not None:
+            self.chosen.begin(update.choose, update.move)
         self._apply(update)
         if self.learned is not None:
             self.learned.show(self)
+        if self.chosen is not None:
+            self.chosen.show()
         free = [slot for slot, tag in enumerate(self.tags) if tag == FREE][: self.chunk]
         for index, slot in enumerate(free):
             self.tags[slot] = self.frame + index
@@ -202,6 +210,8 @@ class Memory:
             self._recording = False
         if len(self._recorded) != self._shape[0]:
             raise RuntimeError("Nothing was recorded: run the transformer once, attending to this memory, inside.")
+        if self.chosen is not None:
+            self.chosen.settle()
         if self.functional:
             pairs = [pair for _, pair in sorted(self._recorded.items()) if pair is not None]
             keys, values = (torch.stack([p[i].unflatten(1, (self.chunk, -1)) for p in pairs]) for i in (0, 1))
@@ -241,6 +251,7 @@ class Memory:
             raise ValueError(f"This memory takes keys [batch, tokens, heads, head_dim] = {expected}, not {key.shape}.")
         if self.learned is not None and layer == 0:
             self.learned.before_forward(self)
+        chosen = None if self.chosen is None else self.chosen.past(layer)
         key, value = key.to(self.keys.dtype), value.to(self.values.dtype)
         cos, sin = self._angles
         if self.learned is not None and layer == self._shape[0] - 1:
@@ -249,6 +260,8 @@ class Memory:
             if self._recording:
                 self._recorded[layer] = (key, value)
             past = (self._past[0][layer], self._past[1][layer])
+            if chosen is not None:
+                past = (torch.cat([past[0], chosen[0]], 1), torch.cat([past[1], chosen[1]], 1))
             return torch.cat([past[0], rotate(key, cos, sin)], 1), torch.cat([past[1], value], 1)
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             raise RuntimeError("This memory writes in place: run it under torch.no_grad(), or make it functional.")
@@ -266,6 +279,14 @@ class Memory:
     def pooled(self, layer: int) -> Pooled | None:
         """The frames of a layer that are attended to in closed form; None if there are none."""
         return self._collapsed.at(layer)
+
+    def catch_up(self) -> None:
+        """What is due after a chunk's first forward; called between forwards, and best outside of them: gradient
+        checkpointing runs what is inside again."""
+        if self.learned is not None:
+            self.learned.catch_up()
+        if self.chosen is not None:
+            self.chosen.settle()
 
     def rotated(self, keys: Tensor, frame_id: int) -> Tensor:
         """Rotate one frame's keys [..., tokens, heads, head_dim] as time id ``frame_id``."""
@@ -360,32 +381,21 @@ class Memory:
         self._current = [place for place in places if place.role == "current"]
         self._collapsed.prepare(self, places)
         end = self.used - self._collapsed.count
-        past = sorted((place.slot, place.id) for place in places if place.role != "current" and place.slot < end)
+        waiting = () if self.chosen is None else self.chosen.wait(places)
+        past = sorted((p.slot, p.id) for p in places if p.role != "current" and p.slot < end and p.slot not in waiting)
         cos, sin = self.rope.frames([place.id for place in self._current])
         self._angles = (cos.flatten(0, 1), sin.flatten(0, 1))
         # Slots in use are always a prefix: they fill up in order, and once full an eviction is refilled at once.
         self._runs = []
-        for begin, end in _runs([place.slot for place in self._current]):
+        for begin, end in runs([place.slot for place in self._current]):
             slot, tokens = self._current[begin].slot, self.tokens
             self._runs.append(
                 (slice(begin * tokens, end * tokens), slice(slot * tokens, (slot + end - begin) * tokens))
             )
         if self.functional:
-            slots = torch.tensor([slot for slot, _ in past], device=self.device, dtype=torch.long)
-            cos, sin = self.rope.frames([index for _, index in past])
-            keys, values = (x.index_select(2, slots) for x in (self.keys, self.values))
-            self._past = (rotate(keys, cos, sin).flatten(2, 3), values.flatten(2, 3))
-            return
-        dirty = [(slot, index) for slot, index in past if self._turned_by[slot] != index]
-        for begin, end in _runs([slot for slot, _ in dirty]):
-            ids = [index for _, index in dirty[begin:end]]
-            slots_run = slice(dirty[begin][0], dirty[begin][0] + end - begin)
-            cos, sin = self.rope.frames(ids)
-            group = max(1, _ROTATE_ELEMENTS // self.keys[0, :, slots_run].numel())
-            for layer in range(0, self._shape[0], group):
-                block = (slice(layer, layer + group), slice(None), slots_run)
-                rotate(self.keys[block], cos, sin, out=self._turned[block])
-            self._turned_by[slots_run] = ids
+            self._past = turned_past(self, past)
+        else:
+            turn_anew(self, [(slot, index) for slot, index in past if self._turned_by[slot] != index])
 
     def _apply(self, update: Update) -> None:
         self._free(update.evict)
@@ -445,9 +455,3 @@ class Memory:
             source = next(slot for slot in range(target, self.capacity) if self.tags[slot] != FREE)
             self._write(target, self.keys[:, :, source], self.values[:, :, source])
             self.tags[target], self.tags[source] = self.tags[source], FREE
-
-
-def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Index ranges [begin, end) of consecutive slot numbers; none for no slots."""
-    starts = [i for i, slot in enumerate(slots) if i == 0 or slot != slots[i - 1] + 1]
-    return list(zip(starts, [*starts[1:], len(slots)], strict=False))

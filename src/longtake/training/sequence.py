@@ -47,8 +47,8 @@ def plan_sequence(policy: MemoryPolicy, timeline: Sequence[int], chunk: int = 3)
     Raises:
         ValueError: for a policy that is not linear in what it has seen, or whose ids are not relative.
     """
-    if policy.ids != "relative" or getattr(policy, "adaptive", False):
-        raise ValueError(f"Teacher forcing needs relative ids and fixed rates, not {policy.spec()}.")
+    if policy.ids != "relative" or policy.chooses or getattr(policy, "adaptive", False):
+        raise ValueError(f"Teacher forcing needs relative ids, fixed rates and whole frames, not {policy.spec()}.")
     total = timeline[-1] + 1
     frames = total * chunk
     memory = Memory(policy, num_layers=1, heads=1, head_dim=frames + frames % 2, grid=(1, 1), chunk=chunk)
