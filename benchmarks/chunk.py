@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.machine import machine, peak_bytes, settle, stated_peak, write_results
 from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
-from longtake.speed import FORWARD_PATHS
+from longtake.speed import ATTENTIONS, COLLAPSE, DECODINGS, FORWARD_PATHS
 
 STAGED = 20
 DECODERS = ("wan", "none")
@@ -178,6 +178,9 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, rate: float, naive: 
             "quantize": args.quantize,
             "layers": args.layers,
             "fuse": args.fuse,
+            "attention": args.attention,
+            "collapse": args.collapse,
+            "decoding": args.decoding,
             "threads": torch.get_num_threads(),
             "own_time": args.own_time,
         },
@@ -223,6 +226,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--decoder", default="wan", choices=DECODERS)
     made.add_argument("--quantize", choices=("fp8", "int8"))
     made.add_argument("--path", default="auto", choices=FORWARD_PATHS, help="how the transformer is run")
+    made.add_argument("--attention", default="auto", choices=ATTENTIONS, help="what computes attention")
+    made.add_argument("--collapse", default="auto", choices=COLLAPSE, help="averages and padding in closed form")
+    made.add_argument("--decoding", default="exact", choices=DECODINGS, help="one latent at a time, or several")
     made.add_argument("--fuse", action="store_true", help="queries, keys and values of a layer in one product")
     made.add_argument("--naive", action="store_true", help="the published way as well, for the ratio")
     made.add_argument("--layers", type=int, help="blocks, if not all: to see that it works")
@@ -314,7 +320,8 @@ def pipeline(args: argparse.Namespace, size: list[int] | None) -> Any:
     elif args.fuse:
         for block in pipe.transformer.blocks:
             block.attn1.fuse_projections()
-    pipe.forward_path = args.path
+    pipe.forward_path, pipe.attention, pipe.collapse = args.path, args.attention, args.collapse
+    pipe.decoding = args.decoding
     return pipe.to(args.device)
 
 
@@ -332,7 +339,7 @@ def run(pipe: Any, args: argparse.Namespace) -> list[Result]:
     with torch.no_grad():
         results = [measure(pipe, take, args, rate)]
         if args.naive:
-            pipe.forward_path = "plain"
+            pipe.forward_path, pipe.decoding = "plain", "exact"
             with contextlib.nullcontext() if args.quantize else unfused_lora(pipe.transformer):
                 take = pipe.start(PROMPT, args.memory)
                 take.memory = naive_memory(take)

@@ -88,6 +88,11 @@ def attend_prompt(
     """
     query = attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1))
     key, value = _prompt(attn, memory, layer, text)
+    # One key and one value for each would be attention to nothing else.
+    padding = min(memory.padding, key.shape[1] - 1) if memory.collapse and mask is None else 0
+    if padding > 1:
+        assert memory.kernel is not None  # only a kernel collapses
+        return _project(attn, x, memory.kernel.with_repeated(query, key, value, padding))
     return _project(attn, x, _attend(attn, memory, query, key, value, mask))
 
 
@@ -138,7 +143,7 @@ def choose_kernel(
         attention: one of ``longtake.speed.ATTENTIONS``. A backend that the transformer was told to use
             (``transformer.set_attention_backend``) comes first, unless another is asked for here.
         collapse: whether frames of one key and one value are attended to in closed form (``longtake.memory.pooled``),
-            one of ``longtake.speed.COLLAPSE``.
+            and padding of the text as one token; one of ``longtake.speed.COLLAPSE``.
 
     Raises:
         ValueError: if that is not possible, in one sentence.
@@ -164,8 +169,8 @@ def _score_bytes(memory: Memory | SplitMemory) -> int:
 def collapse_pays(memory: Memory | SplitMemory) -> bool:
     """Whether closed forms are known to be faster where a memory is.
 
-    On two cores of an AMD EPYC they are not at 64 tokens per frame, and hardly at 256 (docs/performance.md); on a GPU
-    it has not been measured.
+    On two cores of an AMD EPYC they were not at 64 tokens per frame, and hardly at 256; on a GPU it has not been
+    measured (docs/performance.md says how to).
     """
     return False
 

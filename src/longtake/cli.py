@@ -118,6 +118,7 @@ def generate(
     offload: typed.Offload = None,
     quantize: typed.Quantize = None,
     attention: typed.Attention = None,
+    decoding: typed.Decoding = None,
     on_change: typed.OnChange = None,
     prompts: Annotated[
         Path | None,
@@ -161,6 +162,7 @@ def generate(
         offload=offload,
         quantize=quantize,
         attention=attention,
+        decoding=decoding,
         on_change=on_change,
         every=snapshot_every,
         threads=threads,
@@ -215,6 +217,8 @@ def serve(
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Default: auto.")] = None,
     offload: Annotated[str | None, typer.Option(metavar="none|text|model|group")] = None,
     quantize: Annotated[str | None, typer.Option(metavar="fp8|int8")] = None,
+    attention: Annotated[str | None, typer.Option(metavar="NAME", help="As for `longtake generate`.")] = None,
+    decoding: Annotated[str | None, typer.Option(metavar="exact|fast", help="As for `longtake generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
     ahead: Annotated[
         str, typer.Option(help="How far generation may be ahead of what is shown; prompts take effect that much later.")
@@ -273,6 +277,8 @@ def serve(
             dtype=dtype,
             offload=offload,
             quantize=quantize,
+            attention=attention,
+            decoding=decoding,
             threads=threads,
         )
         return ServeRequest(model_options, settings)

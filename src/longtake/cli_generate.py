@@ -214,7 +214,7 @@ def load_for(job: Job) -> LongTakePipeline:
     warnings.filterwarnings("ignore", "Only the first")  # said already, of all prompts and in other words
     model = job.plan.model
     try:
-        return load(
+        pipe = load(
             model.choice,
             getattr(torch, job.dtype),
             devices=job.devices,
@@ -222,12 +222,19 @@ def load_for(job: Job) -> LongTakePipeline:
             offload=job.offload,
             quantize=job.quantize,
         )
+        _choose(pipe, job)
+        return pipe
     except LoraError:
         raise
     except Exception as error:
         # Whatever diffusers finds wrong with a folder of weights; it has no class of its own for that.
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The model {model.name} cannot be loaded: {reason}") from error
+
+
+def _choose(pipe: LongTakePipeline, job: Job) -> None:
+    """How a pipeline, which may have had another job before, is to compute."""
+    pipe.attention, pipe.decoding = job.attention, job.decoding
 
 
 def record(
@@ -256,7 +263,8 @@ def record(
             "every": job.every,
         } | ({} if job.quantize is None else {"quantize": job.quantize})
         settings |= {} if job.attention == "auto" else {"attention": job.attention}
-        pipe.attention = job.attention
+        settings |= {} if job.decoding == "exact" else {"decoding": job.decoding}
+        _choose(pipe, job)
         if job.found is None:
             take = pipe.start(
                 job.script,

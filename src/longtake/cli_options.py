@@ -57,6 +57,14 @@ Attention = Annotated[
         "flash-attn-3 or sage. Default: auto, the best that there is.",
     ),
 ]
+Decoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="exact|fast",
+        help="Latents become frames one by one, bit for bit as diffusers decodes; or several at once, with the last "
+        "bits rounded otherwise. Default: exact.",
+    ),
+]
 OnChange = Annotated[
     str | None,
     typer.Option(

@@ -23,14 +23,15 @@ def awaken(vae: Any) -> None:
 
 
 def decoding_for(vae: Any, height: int, width: int, chunk: int) -> dict[str, Any]:
-    """What is fastest for an autoencoder where it is, as settings of a :class:`StreamingDecoder`.
+    """What is fastest for an autoencoder where it is, as settings of a :class:`StreamingDecoder`: the same frames as
+    without them up to rounding, and the same ones for every take, as its chunks are the portions.
 
     Args:
         height, width: of the video, in pixels; ``chunk``: latents that come together.
     """
     parameter = next(vae.decoder.parameters())
     if parameter.device.type != "cpu":
-        return {}  # to be measured first
+        return {"together": chunk}
     config = vae.config
     channels = (config.decoder_base_dim or config.base_dim) * config.dim_mult[0]
     largest = channels * config.scale_factor_temporal * height * width // (config.patch_size or 1) ** 2
@@ -43,8 +44,8 @@ class StreamingDecoder:
 
     ``AutoencoderKLWan.decode`` forgets its causal context at the end of every call, so decoding a long video in pieces
     loses frames and shows seams. This keeps the context: latents go through the decoder one at a time whatever the
-    portions they arrive in, so the frames are bit for bit the same. The first latent gives one frame, every later one
-    ``temporal`` (4 for Wan2.1).
+    portions they arrive in, so the frames are bit for bit the same (unless ``together`` allows more). The first latent
+    gives one frame, every later one ``temporal`` (4 for Wan2.1).
 
     Args:
         vae: an ``AutoencoderKLWan``.

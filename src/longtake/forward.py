@@ -159,7 +159,8 @@ def obstacle(transformer: Any, memory: Memory | SplitMemory) -> str | None:
     """Why the forwards of a take cannot be run layer by layer, in a few words; None if they can."""
     if not isinstance(transformer, WanTransformer3DModel):
         return "the transformer is not diffusers' own"
-    for module in (transformer, *transformer.blocks):
+    attentions = [attn for block in transformer.blocks for attn in (block.attn1, block.attn2)]
+    for module in (transformer, transformer.condition_embedder, *transformer.blocks, *attentions):  # not called as such
         hooks = (module._forward_hooks, module._forward_pre_hooks, getattr(module, "_hf_hook", None))
         if any(hooks) or getattr(module, "_diffusers_hook", None) is not None:
             return "hooks are set on the transformer, as splitting and offloading do"

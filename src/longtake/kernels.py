@@ -6,6 +6,7 @@ scores had, so that more keys can be added afterwards (``longtake.memory.pooled`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -53,11 +54,21 @@ class Kernel:
 
     def with_pooled(self, query: Tensor, key: Tensor, value: Tensor, pooled: Pooled) -> Tensor:
         """Attention to keys, and to pooled frames beside them."""
-        scores = pooled_scores(query, pooled)
+        return self._with_singles(query, key, value, pooled_scores(query, pooled), pooled.values)
+
+    def with_repeated(self, query: Tensor, key: Tensor, value: Tensor, count: int) -> Tensor:
+        """Attention to keys of which the last ``count`` are the same, and their values too: as to one of them, with the
+        logarithm of the number added to its score."""
+        own = key.shape[1] - count
+        last, scale = key[:, own].to(torch.promote_types(key.dtype, torch.float32)), key.shape[-1] ** -0.5
+        scores = torch.einsum("bqhd,bhd->bhq", query.to(last.dtype), last * scale) + math.log(count)
+        return self._with_singles(query, key[:, :own], value[:, :own], scores[..., None], value[:, own, :, None])
+
+    def _with_singles(self, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, values: Tensor) -> Tensor:
         if self.name == "products":
-            return by_products(query, key, value, scores, pooled.values)
+            return by_products(query, key, value, scores, values)
         out, sums = self.with_sums(query, key, value)
-        return merge(out, sums, scores, pooled.values)
+        return merge(out, sums, scores, values)
 
     def with_sums(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Attention, and [batch, heads, tokens]: the logarithm of the sum of the exponentials of a query's scores."""

@@ -93,16 +93,18 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
 
     Attributes:
         forward_path: how takes run the transformer, one of ``longtake.speed.FORWARD_PATHS``: the same latents, bit for
-            bit. With ``plain`` the autoencoder decodes latents one by one as well, and attention is PyTorch's own: the
-            same pictures up to rounding.
+            bit, as long as PyTorch's own attention is used, which it always is with ``plain``.
         attention: what computes attention in takes, one of ``longtake.speed.ATTENTIONS``; see also
             ``transformer.set_attention_backend``.
-        collapse: whether MemRoPE's averages are attended to in closed form, one of ``longtake.speed.COLLAPSE``.
+        collapse: whether MemRoPE's averages and the text's padding are attended to in closed form, one of
+            ``longtake.speed.COLLAPSE``.
+        decoding: how new takes decode, one of ``longtake.speed.DECODINGS``.
     """
 
     forward_path: str = "auto"
     attention: str = "auto"
     collapse: str = "auto"
+    decoding: str = "exact"
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(

@@ -12,8 +12,12 @@ softmax (CPU); or, on NVIDIA GPUs, cuDNN's or FlashAttention's kernel as PyTorch
 flash-attn (2 or 3) and sageattention."""
 
 COLLAPSE = ("auto", "on", "off")
-"""Whether frames of one key and one value are attended to in closed form: where that is known to be faster, wherever
-possible, or nowhere."""
+"""Whether frames of one key and one value are attended to in closed form, and padding of the text as one token: where
+that is known to be faster, wherever possible, or nowhere."""
+
+DECODINGS = ("exact", "fast")
+"""How latents become frames, see ``longtake.decode``: one by one, bit for bit as diffusers decodes a whole video; or
+several at once and with the layout that suits the device, which is the same up to rounding."""
 
 
 def check_forward_path(path: str) -> None:
@@ -44,3 +48,13 @@ def check_collapse(collapse: str) -> None:
     """
     if collapse not in COLLAPSE:
         raise ValueError(f"Collapsing is one of {', '.join(COLLAPSE)}, not {collapse!r}.")
+
+
+def check_decoding(decoding: str) -> None:
+    """Refuses a way of decoding that does not exist.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if decoding not in DECODINGS:
+        raise ValueError(f"Latents are decoded one of these ways: {', '.join(DECODINGS)}, not {decoding!r}.")

@@ -22,7 +22,9 @@ from longtake.pictures import portions
 from longtake.prompts import CHANGES, Script, Segment, parse_script
 from longtake.sampling import FewStepSchedule, chunk_noise
 from longtake.snapshot import write_snapshot
+from longtake.speed import check_decoding
 from longtake.take_state import state_of, take_of
+from longtake.text import zeros_at_end
 from longtake.transfer import send
 
 if TYPE_CHECKING:
@@ -113,7 +115,8 @@ class Take:
             device=pipe.device_of("transformer"),
             encoder=pipe.encoder_for(policy),
         )
-        fast = {} if pipe.forward_path == "plain" else decoding_for(pipe.vae, height, width, self.size)
+        check_decoding(pipe.decoding)
+        fast = decoding_for(pipe.vae, height, width, self.size) if pipe.decoding == "fast" else {}
         self.decoder = StreamingDecoder(pipe.vae, **fast)
         self._settle()  # or is refused
         self.index = self.skip = 0
@@ -123,6 +126,7 @@ class Take:
         self._held: Plain | None = None
         self.prompt: str | None = None  # of the last chunk
         self._embedding: tuple[str, torch.Tensor] | None = None
+        self._padding: int | None = None  # tokens of it; counted where that is of use, as the host waits for it
         self._broken = False
         # Always kept, as any segment may ask for "recache".
         self.last: deque[torch.Tensor] = deque(maxlen=policy.recached(self.memory.chunk))
@@ -268,12 +272,13 @@ class Take:
         """Settles what the next chunk attends to and is asked for; returns the prompt's embedding."""
         segment = self.segment_at(self.index)
         text = self.embed(segment.prompt)
+        self._settle()
+        self.memory.padding = self._zeros(text)
         before, self.prompt = self.prompt, segment.prompt
         # A segment that says how to change does so once, also without another prompt.
         asked = segment.change is not None and self.index > 0 and self.segment_at(self.index - 1) != segment
         if before is not None and (asked or before != segment.prompt):
             self._change_prompt(segment.change or self.on_change, text)
-        self._settle()
         self.memory.begin_chunk()
         return text
 
@@ -286,7 +291,16 @@ class Take:
     def embed(self, prompt: str) -> torch.Tensor:
         if self._embedding is None or self._embedding[0] != prompt:
             self._embedding = (prompt, self.pipe.encode_prompt(prompt))
+            self._padding = None
         return self._embedding[1]
+
+    def _zeros(self, text: torch.Tensor) -> int:
+        """How many tokens of the embedded prompt are padding, if that matters."""
+        if not self.memory.collapse:
+            return 0
+        if self._padding is None:
+            self._padding = zeros_at_end(text)
+        return self._padding
 
     def _change_prompt(self, change: str, text: torch.Tensor) -> None:
         change_prompt(self.memory, change, self.last, lambda latents: self.commit(latents, text))

@@ -124,7 +124,7 @@ class Collapsed:
         tags = [tag for tag, pair in held.items() if tag in memory.tags and pair[0].shape[2] == 1]
         self.count = len(tags)
         for tag, slot in zip(tags, range(memory.used - self.count, memory.used), strict=True):
-            memory.swap(memory.tags.index(tag), slot)
+            _swap(memory, memory.tags.index(tag), slot)
 
     def prepare(self, memory: Memory, places: Sequence[Place]) -> None:
         """Makes the tables of all layers. Where tables of the same size were, they are written over: what was captured
@@ -145,3 +145,13 @@ class Collapsed:
     def at(self, layer: int) -> Pooled | None:
         """Those of a layer; None if there are none."""
         return Pooled(self._table[layer], self._values[layer], *self._grid) if self.count else None
+
+
+def _swap(memory: Memory, one: int, other: int) -> None:
+    """Exchanges what two slots in use hold: attention does not care."""
+    if one == other:
+        return
+    held = [x[:, :, one].clone() for x in (memory.keys, memory.values)]
+    memory._write(one, memory.keys[:, :, other], memory.values[:, :, other])
+    memory._write(other, *held)
+    memory.tags[one], memory.tags[other] = memory.tags[other], memory.tags[one]

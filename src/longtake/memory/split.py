@@ -105,6 +105,16 @@ class SplitMemory:
             part.collapse = collapse
 
     @property
+    def padding(self) -> int:
+        """How many tokens at the end of the text are known to be zero."""
+        return self.parts[0].padding
+
+    @padding.setter
+    def padding(self, padding: int) -> None:
+        for part in self.parts:
+            part.padding = padding
+
+    @property
     def frame(self) -> int:
         """Global index of the first frame of the current chunk, or of the next one between chunks."""
         return self.parts[0].frame

@@ -56,7 +56,9 @@ class Memory:
         learned: the state of a memory that is learned (``Echo``), else None.
         kernel: what computes attention to it, a ``longtake.kernels.Kernel``; None for whatever diffusers uses.
         collapse: whether frames of one key and one value are left out of what :meth:`update` gives, and are in
-            :meth:`pooled` instead. To be changed between chunks; not for functional memories.
+            :meth:`pooled` instead, and whether the padding of the text is attended to as one token. To be changed
+            between chunks; not for functional memories.
+        padding: how many tokens at the end of the text are known to be zero, for ``collapse``.
         chosen: what a memory that chooses by looking (``DeepForcing``) has seen, else None.
         averages: by tag, float32 keys and values [layers, batch, tokens or 1, heads, head_dim].
 
@@ -100,6 +102,7 @@ class Memory:
         self.learned: Learned | None = None
         self.kernel: Kernel | None = None
         self.collapse = False
+        self.padding = 0
         self.chosen = Chosen(self) if policy.chooses else None
         self.reset()
 
@@ -347,15 +350,6 @@ class Memory:
             self.learned.detach()
         if not self.functional:
             self._make_views()
-
-    def swap(self, one: int, other: int) -> None:
-        """Exchange what two slots in use hold: attention does not care."""
-        if one == other:
-            return
-        held = [x[:, :, one].clone() for x in (self.keys, self.values)]
-        self._write(one, self.keys[:, :, other], self.values[:, :, other])
-        self._write(other, *held)
-        self.tags[one], self.tags[other] = self.tags[other], self.tags[one]
 
     # State
 
