@@ -268,12 +268,17 @@ def test_training_keeps_diffusers_own_attention() -> None:
     assert memory.kernel is None and not memory.collapse
 
 
-def test_the_command_line_takes_a_kernel(cli: Cli, tiny_folder: Path) -> None:
+def test_the_command_line_takes_a_kernel_and_a_way_of_decoding(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     options = ("generate", PROMPT, "--model", tiny_folder, "--seconds", "1", "--quiet")
-    made = cli(*options, "--attention", "products")
+    made = cli(*options, "--attention", "products", "--decoding", "fast")
     assert made.returncode == 0, made.stderr
     for name, sentence in (("cudnn", "needs an NVIDIA GPU"), ("elephant", "--attention must be one of auto, native")):
         refused = cli(*options, "--out", "other.mp4", "--attention", name)
         assert refused.returncode == 2 and sentence in refused.stderr and "Traceback" not in refused.stderr
-    more = cli("generate", "--resume", "--seconds", "2", "--quiet")
+    again = ("generate", "--resume", "--seconds", "2", "--quiet")
+    refused = cli(*again, "--decoding", "exact")
+    assert refused.returncode == 2 and "--decoding exact contradicts" in refused.stderr
+    more = cli(*again)
     assert more.returncode == 0, more.stderr
+    kept = read_snapshot(tmp_path / "take.mp4.snapshot")[1]["extra"]["settings"]
+    assert (kept["attention"], kept["decoding"]) == ("products", "fast")

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake import __version__
+from longtake.machine import bfloat16_units
 from longtake.memory import MEMORIES
-from longtake.plan import bfloat16_units, format_bytes
+from longtake.plan import format_bytes
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline

@@ -16,8 +16,8 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
+from longtake.machine import bfloat16_units
 from longtake.memory.pooled import Pooled, merge, pooled_scores
-from longtake.plan import bfloat16_units
 from longtake.speed import ATTENTIONS, check_attention
 
 # Short names for what diffusers calls otherwise.
