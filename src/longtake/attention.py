@@ -152,18 +152,22 @@ def choose_kernel(
     chosen = {attn.processor._attention_backend for block in transformer.blocks for attn in (block.attn1, block.attn2)}
     if chosen != {None} and attention not in ("auto", "native"):
         raise ValueError(f"The transformer was told to use another attention backend than {attention}: leave one out.")
-    kernel = kernel_for(attention, memory.device, memory.dtype, _score_bytes(memory))
-    possible = chosen == {None} and not memory.functional and kernel.gives_sums(memory.device)
+    parts = memory.parts if isinstance(memory, SplitMemory) else [memory]
+    size = _score_bytes(parts[0])
+    kernels = [kernel_for(attention, part.device, part.dtype, size) for part in parts]  # each device has its best
+    silent = [kernel for kernel, part in zip(kernels, parts, strict=True) if not kernel.gives_sums(part.device)]
+    possible = chosen == {None} and not memory.functional and not silent
     if collapse == "on" and not possible:
-        raise ValueError(f"Attention by {kernel.name} gives no sums of its scores here, which collapsing needs.")
-    memory.kernel = None if memory.functional else kernel
+        name = silent[0].name if silent else "another backend, or for training,"
+        raise ValueError(f"Attention by {name} gives no sums of its scores here, which collapsing needs.")
+    for part, kernel in zip(parts, kernels, strict=True):
+        part.kernel = None if part.functional else kernel
     memory.collapse = possible and (collapse == "on" or (collapse == "auto" and collapse_pays(memory)))
 
 
-def _score_bytes(memory: Memory | SplitMemory) -> int:
+def _score_bytes(memory: Memory) -> int:
     """Bytes of all scores of a layer of a full memory, in float32."""
-    keys = memory.parts[0].keys if isinstance(memory, SplitMemory) else memory.keys
-    return 4 * keys.shape[1] * keys.shape[4] * memory.chunk * memory.capacity * memory.tokens**2
+    return 4 * memory.keys.shape[1] * memory.keys.shape[4] * memory.chunk * memory.capacity * memory.tokens**2
 
 
 def collapse_pays(memory: Memory | SplitMemory) -> bool:

@@ -140,7 +140,8 @@ def settled(job: Job, loaded: tuple[object, ...] | None = None, release: Callabl
 
         from longtake.kernels import kernel_for
 
-        kernel_for(job.attention, torch.device(devices[0]), getattr(torch, dtype))
+        for device in devices:
+            kernel_for(job.attention, torch.device(device), getattr(torch, dtype))
     if not job.request.quiet:
         say("\n".join(describe(job)))
     if job.loads != loaded:

@@ -86,13 +86,8 @@ class SplitMemory:
 
     @property
     def kernel(self) -> Kernel | None:
-        """What computes attention."""
+        """What computes attention where the first layer is; every part has its own."""
         return self.parts[0].kernel
-
-    @kernel.setter
-    def kernel(self, kernel: Kernel | None) -> None:
-        for part in self.parts:
-            part.kernel = kernel
 
     @property
     def collapse(self) -> bool:
