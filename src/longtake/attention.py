@@ -14,6 +14,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
+from longtake import speed
 from longtake.kernels import dispatch, kernel_for
 from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.frozen import frozen
@@ -23,7 +24,6 @@ from longtake.memory.pooled import Pooled
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
 from longtake.placement import groups_of
-from longtake.speed import check_collapse
 
 
 class _Binding:
@@ -148,7 +148,7 @@ def choose_kernel(
     Raises:
         ValueError: if that is not possible, in one sentence.
     """
-    check_collapse(collapse)
+    speed.check("collapse", collapse)
     chosen = {attn.processor._attention_backend for block in transformer.blocks for attn in (block.attn1, block.attn2)}
     if chosen != {None} and attention not in ("auto", "native"):
         raise ValueError(f"The transformer was told to use another attention backend than {attention}: leave one out.")

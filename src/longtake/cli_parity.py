@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from longtake import speed
 from longtake.cli_progress import say, tell
 from longtake.plan import count
 from longtake.snapshot import read_header
-from longtake.speed import check_forward_path
 
 REPLAYED = ("sliding", "memrope", "echo")  # policies whose recordings `longtake.parity` takes
 
@@ -35,7 +35,7 @@ def compare(files: list[Path], tolerance: float, forward_path: str = "auto") -> 
     if not 0 < tolerance < float("inf"):
         return say(f"--tolerance must be a number above 0, not {tolerance}.", 2)
     try:
-        check_forward_path(forward_path)
+        speed.check("forward path", forward_path)
     except ValueError as error:
         return say(str(error), 2)
     refusals = {path: refusal(path) for path in files}

@@ -16,10 +16,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from longtake import speed
 from longtake.attention import MemoryAttnProcessor, attend_past, attend_prompt, attending, install, remember
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
-from longtake.speed import check_forward_path
 from longtake.transfer import identity
 
 
@@ -195,7 +195,7 @@ def forwards(
     Raises:
         ValueError: for another path, or if ``fast`` is asked for and something stands in its way.
     """
-    check_forward_path(path)
+    speed.check("forward path", path)
     install(transformer)
     reason = None if path == "plain" else obstacle(transformer, memory)
     if path == "fast" and reason is not None:

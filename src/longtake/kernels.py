@@ -16,9 +16,10 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
+from longtake import speed
 from longtake.machine import bfloat16_units
 from longtake.memory.pooled import Pooled, merge, pooled_scores
-from longtake.speed import ATTENTIONS, check_attention
+from longtake.speed import ATTENTIONS
 
 # Short names for what diffusers calls otherwise.
 _DIFFUSERS = {
@@ -142,7 +143,7 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     Raises:
         ValueError: if there is none of this name.
     """
-    check_attention(name)
+    speed.check("attention", name)
     if name in ("auto", "native"):
         return None
     if name == "products":

@@ -19,42 +19,17 @@ DECODINGS = ("exact", "fast")
 """How latents become frames, see ``longtake.decode``: one by one, bit for bit as diffusers decodes a whole video; or
 several at once and with the layout that suits the device, which is the same up to rounding."""
 
-
-def check_forward_path(path: str) -> None:
-    """Refuses a path that does not exist.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    if path not in FORWARD_PATHS:
-        raise ValueError(f"Forwards are run one of these ways: {', '.join(FORWARD_PATHS)}, not {path!r}.")
+_CHOICES = {"forward path": FORWARD_PATHS, "attention": ATTENTIONS, "collapse": COLLAPSE, "decoding": DECODINGS}
 
 
-def check_attention(name: str) -> None:
-    """Refuses a kernel that does not exist.
+def check(setting: str, value: str) -> None:
+    """Refuses a value that does not exist.
+
+    Args:
+        setting: "forward path", "attention", "collapse" or "decoding".
 
     Raises:
         ValueError: in one sentence.
     """
-    if name not in ATTENTIONS:
-        raise ValueError(f"Attention is computed by one of {', '.join(ATTENTIONS)}, not by {name!r}.")
-
-
-def check_collapse(collapse: str) -> None:
-    """Refuses an answer that is none.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    if collapse not in COLLAPSE:
-        raise ValueError(f"Collapsing is one of {', '.join(COLLAPSE)}, not {collapse!r}.")
-
-
-def check_decoding(decoding: str) -> None:
-    """Refuses a way of decoding that does not exist.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    if decoding not in DECODINGS:
-        raise ValueError(f"Latents are decoded one of these ways: {', '.join(DECODINGS)}, not {decoding!r}.")
+    if value not in _CHOICES[setting]:
+        raise ValueError(f"The {setting} is one of {', '.join(_CHOICES[setting])}, not {value!r}.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from longtake import speed
 from longtake.attention import choose_kernel, install, memory_for
 from longtake.decode import StreamingDecoder, decoding_for
 from longtake.encode import StreamingEncoder
@@ -22,7 +23,6 @@ from longtake.pictures import portions
 from longtake.prompts import CHANGES, Script, Segment, parse_script
 from longtake.sampling import FewStepSchedule, chunk_noise
 from longtake.snapshot import write_snapshot
-from longtake.speed import check_decoding
 from longtake.take_state import state_of, take_of
 from longtake.text import zeros_at_end
 from longtake.transfer import send
@@ -115,7 +115,7 @@ class Take:
             device=pipe.device_of("transformer"),
             encoder=pipe.encoder_for(policy),
         )
-        check_decoding(pipe.decoding)
+        speed.check("decoding", pipe.decoding)
         fast = decoding_for(pipe.vae, height, width, self.size) if pipe.decoding == "fast" else {}
         self.decoder = StreamingDecoder(pipe.vae, **fast)
         self._settle()  # or is refused
