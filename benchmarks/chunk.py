@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 import tempfile
 import time
 import warnings
@@ -24,8 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine, peak_bytes, stated_peak, write_results
+from benchmarks.machine import machine, peak_bytes, settle, stated_peak, write_results
 from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
+from longtake.speed import ATTENTIONS, COLLAPSE, DECODINGS, FORWARD_PATHS
 
 STAGED = 20
 DECODERS = ("wan", "none")
@@ -36,7 +36,7 @@ class Result:
     """What was measured. Times in milliseconds per chunk: [median, half the range of the middle half].
 
     Attributes:
-        way: ``plain`` or ``naive``.
+        way: how the transformer was run: ``fast``, ``plain`` or ``naive``.
         operations: that a chunk needs; ``rate``: operations per second of the machine's own products in this dtype.
         share: of that rate, end to end; ``stated_share``: of the vendor's peak, if known.
         syncs: how often the host waited for a GPU per chunk, the frames' way to the host included; None on a CPU.
@@ -134,7 +134,7 @@ def counted_syncs(device: str) -> Any:
             torch.cuda.set_sync_debug_mode(before)
 
 
-def measure(pipe: Any, take: Any, args: argparse.Namespace, way: str, rate: float) -> Result:
+def measure(pipe: Any, take: Any, args: argparse.Namespace, rate: float, naive: bool = False) -> Result:
     """Runs a take that has not begun."""
     import torch
 
@@ -168,7 +168,7 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, way: str, rate: floa
     speed = operations * args.chunks / whole
     return Result(
         config=args.config,
-        way=way,
+        way="naive" if naive else type(take._held).__name__.lower(),
         size=f"{take.height}x{take.width}",
         memory=args.memory,
         dtype=args.dtype,
@@ -177,6 +177,10 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, way: str, rate: floa
         settings={
             "quantize": args.quantize,
             "layers": args.layers,
+            "fuse": args.fuse,
+            "attention": args.attention,
+            "collapse": args.collapse,
+            "decoding": args.decoding,
             "threads": torch.get_num_threads(),
             "own_time": args.own_time,
         },
@@ -221,6 +225,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     made.add_argument("--decoder", default="wan", choices=DECODERS)
     made.add_argument("--quantize", choices=("fp8", "int8"))
+    made.add_argument("--path", default="auto", choices=FORWARD_PATHS, help="how the transformer is run")
+    made.add_argument("--attention", default="auto", choices=ATTENTIONS, help="what computes attention")
+    made.add_argument("--collapse", default="auto", choices=COLLAPSE, help="averages and padding in closed form")
+    made.add_argument("--decoding", default="exact", choices=DECODINGS, help="one latent at a time, or several")
+    made.add_argument("--fuse", action="store_true", help="queries, keys and values of a layer in one product")
     made.add_argument("--naive", action="store_true", help="the published way as well, for the ratio")
     made.add_argument("--layers", type=int, help="blocks, if not all: to see that it works")
     made.add_argument("--threads", type=int, help="CPU threads; one per core by default")
@@ -235,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.chunk``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     from longtake.checkpoints.registry import bases
     from longtake.memory import parse_memory
     from longtake.placement import check_devices, parse_devices
@@ -249,6 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError("There are no weights of a learned memory here: choose another --memory.")
         if args.chunks < 2 or min(args.threads or 1, args.layers or 1) < 1:
             raise ValueError("--chunks must be 2 or more, --threads and --layers 1 or more.")
+        if args.fuse and (args.quantize or args.naive):
+            raise ValueError("--fuse goes with neither --quantize nor --naive.")
         if args.layers and args.config == "pocket":
             raise ValueError("The pocket model has all its layers: leave --layers out.")
         size = None if args.size is None else [int(n) for n in args.size.split("x")]
@@ -306,6 +317,11 @@ def pipeline(args: argparse.Namespace, size: list[int] | None) -> Any:
     pipe.check_size(*pipe.config.default_size)
     if args.quantize:
         quantize(pipe.transformer, args.quantize)
+    elif args.fuse:
+        for block in pipe.transformer.blocks:
+            block.attn1.fuse_projections()
+    pipe.forward_path, pipe.attention, pipe.collapse = args.path, args.attention, args.collapse
+    pipe.decoding = args.decoding
     return pipe.to(args.device)
 
 
@@ -321,12 +337,13 @@ def run(pipe: Any, args: argparse.Namespace) -> list[Result]:
     now = clock(args.device, args.own_time)
     rate = product_rate(now, args.device, getattr(torch, args.dtype), tokens, dim, config.ffn_dim)
     with torch.no_grad():
-        results = [measure(pipe, take, args, "plain", rate)]
+        results = [measure(pipe, take, args, rate)]
         if args.naive:
+            pipe.forward_path, pipe.decoding = "plain", "exact"
             with contextlib.nullcontext() if args.quantize else unfused_lora(pipe.transformer):
                 take = pipe.start(PROMPT, args.memory)
                 take.memory = naive_memory(take)
-                results.append(measure(pipe, take, args, "naive", rate))
+                results.append(measure(pipe, take, args, rate, naive=True))
     return results
 
 

@@ -6,7 +6,6 @@ Heavy imports are inside the commands: ``longtake --help`` and every refusal of 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from longtake import cli_options as typed
 from longtake.cli_compare import compare
 from longtake.cli_eval import evaluate
 from longtake.cli_progress import open_streams, say, settle_streams, tell
+from longtake.process import wait_passively
 from longtake.training.command import train
 
 app = typer.Typer(
@@ -117,6 +117,8 @@ def generate(
     devices: typed.Devices = None,
     offload: typed.Offload = None,
     quantize: typed.Quantize = None,
+    attention: typed.Attention = None,
+    decoding: typed.Decoding = None,
     on_change: typed.OnChange = None,
     prompts: Annotated[
         Path | None,
@@ -159,6 +161,8 @@ def generate(
         devices=devices,
         offload=offload,
         quantize=quantize,
+        attention=attention,
+        decoding=decoding,
         on_change=on_change,
         every=snapshot_every,
         threads=threads,
@@ -213,6 +217,8 @@ def serve(
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Default: auto.")] = None,
     offload: Annotated[str | None, typer.Option(metavar="none|text|model|group")] = None,
     quantize: Annotated[str | None, typer.Option(metavar="fp8|int8")] = None,
+    attention: Annotated[str | None, typer.Option(metavar="NAME", help="As for `longtake generate`.")] = None,
+    decoding: Annotated[str | None, typer.Option(metavar="exact|fast", help="As for `longtake generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
     ahead: Annotated[
         str, typer.Option(help="How far generation may be ahead of what is shown; prompts take effect that much later.")
@@ -271,6 +277,8 @@ def serve(
             dtype=dtype,
             offload=offload,
             quantize=quantize,
+            attention=attention,
+            decoding=decoding,
             threads=threads,
         )
         return ServeRequest(model_options, settings)
@@ -372,6 +380,13 @@ def doctor(
 def parity(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of published pipelines.")],
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference that passes.")] = 1e-4,
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fast|plain",
+            help="How the transformer is run: fast where possible, fast or not at all, or by diffusers' own forward.",
+        ),
+    ] = "auto",
 ) -> None:
     """Replay recorded runs of published pipelines and compare.
 
@@ -379,7 +394,7 @@ def parity(
     """
     from longtake.cli_parity import compare
 
-    raise typer.Exit(compare(files, tolerance))
+    raise typer.Exit(compare(files, tolerance, path))
 
 
 app.command("eval")(evaluate)
@@ -428,8 +443,7 @@ def sheet(
 
 def main() -> None:
     """Entry point of the ``longtake`` command."""
-    # OpenMP threads that spin while they wait make small machines several times slower. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()
     open_streams()
     try:
         app()

@@ -24,6 +24,7 @@ from longtake.placement import OFFLOADS, check_offload, parse_devices
 from longtake.plan import DTYPE_BYTES, Plan, check_memory, default_dtype, format_bytes, format_seconds
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
+from longtake.speed import ATTENTIONS, DECODINGS
 
 DEFAULT_SECONDS = 30.0
 DEFAULT_OUT = Path("take.mp4")
@@ -55,6 +56,8 @@ class Request:
     devices: str | None = None
     offload: str | None = None
     quantize: str | None = None
+    attention: str | None = None
+    decoding: str | None = None
     on_change: str | None = None
     every: str | None = None
     threads: int | None = None
@@ -84,6 +87,8 @@ class Job:
     warnings: tuple[str, ...]
     layers: tuple[int, ...] | None = None
     given: int = 0
+    attention: str = "auto"
+    decoding: str = "exact"
 
     @property
     def loads(self) -> tuple[object, ...]:
@@ -121,6 +126,8 @@ def prepare(request: Request) -> Job:
         ("--dtype", request.dtype, DTYPES),
         ("--offload", request.offload, OFFLOADS),
         ("--quantize", request.quantize, QUANTIZE),
+        ("--attention", request.attention, ATTENTIONS),
+        ("--decoding", request.decoding, DECODINGS),
         ("--on-change", request.on_change, CHANGES),
     ):
         if value is not None and value not in accepted:
@@ -247,6 +254,8 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
         found,
         tuple(warnings),
         given=given,
+        attention=request.attention or kept.get("attention", "auto"),
+        decoding=agreed("--decoding", request.decoding, kept.get("decoding", "exact"), "exact"),
     )
     if job.done is None:
         _check_room(job)

@@ -90,8 +90,21 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
         chunk_frames: latent frames per chunk.
         fps: frames per second of the videos the model was trained on.
         default_size: (height, width) when none is asked for.
+
+    Attributes:
+        forward_path: how takes run the transformer, one of ``longtake.speed.FORWARD_PATHS``: the same latents, bit for
+            bit, as long as PyTorch's own attention is used, which it always is with ``plain``.
+        attention: what computes attention in takes, one of ``longtake.speed.ATTENTIONS``; see also
+            ``transformer.set_attention_backend``.
+        collapse: whether MemRoPE's averages and the text's padding are attended to in closed form, one of
+            ``longtake.speed.COLLAPSE``.
+        decoding: how new takes decode, one of ``longtake.speed.DECODINGS``.
     """
 
+    forward_path: str = "auto"
+    attention: str = "auto"
+    collapse: str = "auto"
+    decoding: str = "exact"
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(
