@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from longtake import kernels
 from longtake.attention import attending, choose_kernel, memory_for
-from longtake.kernels import Kernel, available, best, by_products, kernel_for, obstacle
+from longtake.kernels import Kernel, available, best, by_products, dispatch, kernel_for, obstacle
 from longtake.memory import Memory, parse_memory
 from longtake.memory.pooled import Pooled, merge, pooled_scores, table_for
 from longtake.rope import Rope, rotate
@@ -203,6 +204,29 @@ def test_padding_is_what_is_zero_at_the_end_of_every_text() -> None:
     assert zeros_at_end(text[1:, :4]) == 0
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What diffusers is told here, it forgets."""
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", AttentionBackendName.NATIVE)
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("path", ["auto", "plain"])
+def test_what_another_model_was_told_changes_no_bit(path: str, tmp_path: Path) -> None:
+    """A take goes on as it would have, though diffusers now takes another backend for whoever names none."""
+    pipe = build()
+    pipe.forward_path = path
+    take = pipe.start(PROMPT)
+    run(take, 2)
+    take.snapshot(tmp_path / "x")
+    expected = run(take, 2)
+    build(seed=1).transformer.set_attention_backend("_native_math")
+    query = draw(0, 1, 64, 2, 16, dtype=torch.float32)
+    assert not torch.equal(dispatch(query, query, query), Kernel("native")(query, query, query))
+    assert same(run(pipe.resume(tmp_path / "x"), 2), expected)
+
+
+@pytest.mark.usefixtures("told")
 def test_a_backend_set_on_the_transformer_comes_first() -> None:
     pipe = build()
     expected = run(pipe.start(PROMPT), 6)
@@ -257,6 +281,17 @@ def test_the_best_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernels, "_units", lambda units=units: units)
         assert best(CPU, half, size) == expected
         assert best(CPU, torch.float32, size) == "native"
+
+
+def test_the_environment_may_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By diffusers' own names: the ones that have a short name, and the others."""
+    query, key, value = (draw(i, 2, n, 3, 16) for i, n in enumerate((5, 9, 9)))
+    for told, name in (("_native_math", "_native_math"), ("_native_cudnn", "cudnn"), ("_flash_3", "flash-attn-3")):
+        monkeypatch.setattr(kernels, "DIFFUSERS_ATTN_BACKEND", told)
+        assert kernel_for("auto", CPU, torch.float64) == Kernel(name)
+        assert kernel_for("native", CPU, torch.float64) == Kernel("native")
+    made = Kernel("_native_math")(query, key, value)
+    assert (made - attention(query, key, value)).abs().max() < 1e-12
 
 
 def test_training_keeps_diffusers_own_attention() -> None:

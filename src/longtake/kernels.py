@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 from torch import Tensor
 
 from longtake import speed
@@ -29,6 +30,7 @@ _DIFFUSERS = {
     "flash-attn-3": AttentionBackendName._FLASH_3,
     "sage": AttentionBackendName.SAGE,
 }
+_SHORT = {backend: name for name, backend in _DIFFUSERS.items()}
 _WITH_SUMS = ("cudnn", "flash", "flash-attn-2", "flash-attn-3")  # on CUDA
 _AMPERE, _HOPPER = (8, 0), (9, 0)
 _CACHED = 1 << 22  # bytes of scores that products of matrices may make on a CPU
@@ -36,22 +38,25 @@ _CACHED = 1 << 22  # bytes of scores that products of matrices may make on a CPU
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to compute attention, by its name in ``longtake.speed.ATTENTIONS``; "auto" is none."""
+    """A way to compute attention, by its name in ``longtake.speed.ATTENTIONS`` ("auto" is none), or by diffusers' name
+    for one that is not there.
+
+    The same one whatever happens in the process: diffusers remembers the backend that any model was told to use last
+    and takes it for every call that names none, so one model's setting would change the last bits of another's take.
+    """
 
     name: str
 
     def gives_sums(self, device: torch.device) -> bool:
         """Whether :meth:`with_sums` is possible."""
-        native = self.name == "native" and device.type == "cpu" and _active() == AttentionBackendName.NATIVE
-        return native or self.name == "products" or self.name in _WITH_SUMS
+        return self.name == "products" or self.name in (("native",) if device.type == "cpu" else _WITH_SUMS)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention of queries to keys: all [batch, tokens, heads, head_dim], the result like the queries."""
         if self.name == "products" and mask is None:
             return by_products(query, key, value)
-        # Not named, PyTorch's own choice gives way to what diffusers was told elsewhere.
-        backend = None if self.name in ("native", "products") else _DIFFUSERS[self.name]
-        return dispatch(query, key, value, mask, backend)
+        name = "native" if self.name == "products" else self.name
+        return dispatch(query, key, value, mask, _DIFFUSERS.get(name) or AttentionBackendName(name))
 
     def with_pooled(self, query: Tensor, key: Tensor, value: Tensor, pooled: Pooled) -> Tensor:
         """Attention to keys, and to pooled frames beside them."""
@@ -102,11 +107,6 @@ def dispatch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = No
         parallel_config=None,
     )
     return out
-
-
-def _active() -> Any:
-    """The backend that diffusers was told to use: by its environment variable or context manager."""
-    return attention_dispatch._AttentionBackendRegistry.get_active_backend()[0]
 
 
 def by_products(
@@ -174,11 +174,15 @@ def best(device: torch.device, dtype: torch.dtype, score_bytes: int = 0) -> str:
 
     On a GPU from Hopper on that is FlashAttention 3 where it is installed, else cuDNN, which comes with PyTorch and
     knows these GPUs; before, PyTorch's own choice. On a CPU it is :func:`by_products` for bfloat16 where the processor
-    has AVX-512 for it and no AMX (which PyTorch's kernel knows), while a layer's scores stay in its caches.
+    has AVX-512 for it and no AMX (which PyTorch's kernel knows), while a layer's scores stay in its caches. The variable
+    ``DIFFUSERS_ATTN_BACKEND`` in the environment comes before all that.
 
     Args:
         score_bytes: of all scores of a layer in float32.
     """
+    told = AttentionBackendName(DIFFUSERS_ATTN_BACKEND)
+    if told != AttentionBackendName.NATIVE:
+        return _SHORT.get(told, told.value)
     if device.type == "cpu":
         faster = dtype == torch.bfloat16 and score_bytes <= _CACHED and _units() == ("avx512_bf16",)
         return "products" if faster else "native"
@@ -202,6 +206,4 @@ def kernel_for(name: str, device: torch.device, dtype: torch.dtype, score_bytes:
     if reason is not None:
         there = ", ".join(available(device, dtype))
         raise ValueError(f"Attention cannot be computed by {name} on {device}: {reason}; what can be used is {there}.")
-    if name != "auto":
-        return Kernel(name)
-    return Kernel(best(device, dtype, score_bytes) if _active() == AttentionBackendName.NATIVE else "native")
+    return Kernel(best(device, dtype, score_bytes) if name == "auto" else name)
