@@ -20,10 +20,10 @@ from longtake.memory import Memory, parse_memory
 from longtake.memory.pooled import Pooled, merge, pooled_scores, table_for
 from longtake.rope import Rope, rotate
 from longtake.snapshot import read_snapshot
-from longtake.take import Take
 from longtake.text import zeros_at_end
 from tests.conftest import Cli
-from tests.helpers_pipeline import ALL_MEMORIES, PROMPT, SCRIPT, build, run, same
+from tests.helpers_pipeline import PROMPT, SCRIPT, build, latents, run, same
+from tests.test_cli import refused
 
 CPU = torch.device("cpu")
 
@@ -135,50 +135,55 @@ def test_kernels_of_gpus_are_called_rightly() -> None:
         assert out.shape == query.shape and sums.shape == (1, 12, 40)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_kernels_change_no_video(memory: str, dtype: torch.dtype) -> None:
-    """Twelve chunks with every kernel, collapsed where that is possible, against diffusers' own path.
+@pytest.mark.parametrize(
+    ("memory", "dtype", "collapses"),
+    [
+        ("memrope", torch.float32, True),
+        ("memrope", torch.bfloat16, True),
+        ("memrope:recent=2,averages=long", torch.float32, True),
+        ("memrope:sink=1,recent=1,long=0.3,short=0.6,pooling=position", torch.float32, False),
+        ("memrope:recent=2,adaptive=true,short=0.4", torch.float32, False),
+        ("echo", torch.float32, False),
+        ("deep-forcing:window=9,sink=2,budget=8", torch.float32, False),
+    ],
+)
+def test_kernels_change_no_video(memory: str, dtype: torch.dtype, collapses: bool) -> None:
+    """With every kernel, collapsed where that is possible, against diffusers' own path, until the memory has been full
+    for a while.
 
     In bfloat16 small differences grow from chunk to chunk: the first chunks are all that can be compared closely.
     """
     pipe = build().to(dtype)
     pipe.forward_path = "plain"
-    count, compared, close = (12, 12, 1e-5) if dtype == torch.float32 else (6, 2, 0.1)
-    expected = run(pipe.start(SCRIPT, memory), compared)
+    count, compared, close = (9, 9, 1e-5) if dtype == torch.float32 else (6, 2, 0.1)
+    expected = latents(pipe.start(SCRIPT, memory), compared)
     pipe.forward_path = "auto"
     for attention_, collapse in (("products", "off"), ("native", "on"), ("products", "on")):
         pipe.attention, pipe.collapse = attention_, collapse
         take = pipe.start(SCRIPT, memory)
-        made = run(take, count)
-        collapses = (
-            collapse == "on"
-            and memory.startswith("memrope")
-            and not {"position", "adaptive"} & set(memory.replace("=", ",").replace(":", ",").split(","))
-        )
-        assert (take.memory.pooled(0) is not None) == collapses
-        assert all(
-            torch.allclose(a.latents, b.latents, atol=close) for a, b in zip(made[:compared], expected, strict=True)
-        )
+        made = latents(take, count)
+        assert (take.memory.pooled(0) is not None) == (collapses and collapse == "on")
+        assert all(torch.allclose(a, b, atol=close) for a, b in zip(made[:compared], expected, strict=True))
 
 
-@pytest.mark.parametrize("change", ["keep", "recache", "flush", "cut"])
-def test_collapsed_takes_resume_bit_for_bit(change: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "attention_"), [("recache", "native"), ("cut", "products")])
+def test_collapsed_takes_resume_bit_for_bit(change: str, attention_: str, tmp_path: Path) -> None:
     """Averages move to the last slots, come and go with new prompts, and stand in snapshots like any other frames."""
     pipe = build()
-    pipe.collapse = "on"
+    pipe.attention, pipe.collapse = attention_, "on"
     take = pipe.start(SCRIPT, "memrope:recent=1", on_prompt_change=change)
-    chunks = []
-    for _ in range(10):
-        chunks += run(take, 1)
+    chunks = run(take, 4)
+    for _ in range(3):
         take.snapshot(tmp_path / "x")
-        assert same(run(pipe.resume(tmp_path / "x"), 1), run(Take.from_state(pipe, *read_snapshot(tmp_path / "x")), 1))
+        chunks += run(take, 2)
+        assert same(run(pipe.resume(tmp_path / "x"), 2), chunks[-2:])
+    take.snapshot(tmp_path / "x")
     pipe.collapse = "off"
-    plain = run(pipe.start(SCRIPT, "memrope:recent=1", on_prompt_change=change), 10)
-    assert all(torch.allclose(a.latents, b.latents, atol=1e-5) for a, b in zip(chunks, plain, strict=True))
+    plain = latents(pipe.start(SCRIPT, "memrope:recent=1", on_prompt_change=change), 10)
+    assert all(torch.allclose(a.latents, b, atol=1e-5) for a, b in zip(chunks, plain, strict=True))
     resumed = pipe.resume(tmp_path / "x")
     pipe.collapse = "on"
-    assert torch.allclose(run(resumed, 1)[0].latents, run(take, 1)[0].latents, atol=1e-5)
+    assert torch.allclose(latents(resumed, 1)[0], latents(take, 1)[0], atol=1e-5)
 
 
 def test_fewer_keys_are_attended_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +194,7 @@ def test_fewer_keys_are_attended_to(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = build(layers=1)
     pipe.attention, pipe.collapse = "native", "on"
     take = pipe.start(PROMPT)
-    run(take, 6)
+    latents(take, 6)
     words = len(pipe.tokenizer(PROMPT)["input_ids"])
     assert words < pipe.encode_prompt(PROMPT).shape[1]
     assert {*seen[-2 * 5 :]} == {10 * take.memory.tokens, words}
@@ -229,13 +234,12 @@ def test_what_another_model_was_told_changes_no_bit(path: str, tmp_path: Path) -
 @pytest.mark.usefixtures("told")
 def test_a_backend_set_on_the_transformer_comes_first() -> None:
     pipe = build()
-    expected = run(pipe.start(PROMPT), 6)
+    expected = latents(pipe.start(PROMPT), 6)
     pipe.start(PROMPT)  # the processors are there now
     pipe.transformer.set_attention_backend("_native_math")
     pipe.collapse = "off"
-    take = pipe.start(PROMPT)
-    made = run(take, 6)
-    assert all(torch.allclose(a.latents, b.latents, atol=1e-5) for a, b in zip(made, expected, strict=True))
+    made = latents(pipe.start(PROMPT), 6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(made, expected, strict=True))
     for attention_, collapse in (("products", "auto"), ("auto", "on")):
         pipe.attention, pipe.collapse = attention_, collapse
         with pytest.raises(ValueError, match=r"another attention backend|gives no sums"):
@@ -304,15 +308,14 @@ def test_training_keeps_diffusers_own_attention() -> None:
 
 
 def test_the_command_line_takes_a_kernel_and_a_way_of_decoding(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
-    options = ("generate", PROMPT, "--model", tiny_folder, "--seconds", "1", "--quiet")
-    made = cli(*options, "--attention", "products", "--decoding", "fast")
+    options = ("generate", PROMPT, "--model", tiny_folder, "--quiet")
+    made = cli(*options, "--seconds", "0.5", "--attention", "products", "--decoding", "fast")
     assert made.returncode == 0, made.stderr
-    for name, sentence in (("cudnn", "needs an NVIDIA GPU"), ("elephant", "--attention must be one of auto, native")):
-        refused = cli(*options, "--out", "other.mp4", "--attention", name)
-        assert refused.returncode == 2 and sentence in refused.stderr and "Traceback" not in refused.stderr
-    again = ("generate", "--resume", "--seconds", "2", "--quiet")
-    refused = cli(*again, "--decoding", "exact")
-    assert refused.returncode == 2 and "--decoding exact contradicts" in refused.stderr
+    again = ("generate", "--resume", "--seconds", "1", "--quiet")
+    assert "--decoding exact contradicts" in refused(*again, "--decoding", "exact", cwd=tmp_path)
+    impossible = cli(*options, "--out", "other.mp4", "--attention", "cudnn")
+    assert impossible.returncode == 2 and "needs an NVIDIA GPU" in impossible.stderr
+    assert "Traceback" not in impossible.stderr
     more = cli(*again)
     assert more.returncode == 0, more.stderr
     kept = read_snapshot(tmp_path / "take.mp4.snapshot")[1]["extra"]["settings"]

@@ -174,8 +174,8 @@ def best(device: torch.device, dtype: torch.dtype, score_bytes: int = 0) -> str:
 
     On a GPU from Hopper on that is FlashAttention 3 where it is installed, else cuDNN, which comes with PyTorch and
     knows these GPUs; before, PyTorch's own choice. On a CPU it is :func:`by_products` for bfloat16 where the processor
-    has AVX-512 for it and no AMX (which PyTorch's kernel knows), while a layer's scores stay in its caches. The variable
-    ``DIFFUSERS_ATTN_BACKEND`` in the environment comes before all that.
+    has AVX-512 for it and no AMX (which PyTorch's kernel knows), while a layer's scores stay in its caches. What the
+    environment's ``DIFFUSERS_ATTN_BACKEND`` says comes before all that.
 
     Args:
         score_bytes: of all scores of a layer in float32.

@@ -121,7 +121,8 @@ class Collapsed:
     def gather(self, memory: Memory) -> None:
         """Brings the frames of one key and one value into the last slots in use, if the memory collapses them."""
         held = memory.averages if memory.collapse else {}
-        tags = [tag for tag, pair in held.items() if tag in memory.tags and pair[0].shape[2] == 1]
+        # Sorted: a memory that was restored may hold them in another order, and the order of keys is in the last bits.
+        tags = sorted(tag for tag, pair in held.items() if tag in memory.tags and pair[0].shape[2] == 1)
         self.count = len(tags)
         for tag, slot in zip(tags, range(memory.used - self.count, memory.used), strict=True):
             _swap(memory, memory.tags.index(tag), slot)
