@@ -25,10 +25,10 @@ from typing import Any
 
 from benchmarks.machine import machine, peak_bytes, settle, stated_peak, write_results
 from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
-from longtake.speed import ATTENTIONS, COLLAPSE, DECODINGS, FORWARD_PATHS
+from longtake.speed import ATTENTIONS, COLLAPSE, FORWARD_PATHS
 
 STAGED = 20
-DECODERS = ("wan", "none")
+DECODERS = ("wan", "tiny", "none")
 
 
 @dataclass
@@ -106,7 +106,9 @@ def needed_operations(pipe: Any, take: Any, decoder: str) -> float:
     tokens, text = take.memory.tokens, pipe.tokenizer.model_max_length
     sizes = (pipe.transformer.config, take.memory.chunk * tokens, take.memory.capacity * tokens, min(512, text))
     made = len(take.schedule) * forward_operations(*sizes).total + forward_operations(*sizes, commit=True).total
-    if decoder == "wan":
+    if decoder == "tiny":
+        made += pipe.tiny_decoder.operations(take.height, take.width, take.size)
+    elif decoder == "wan":
         made += decoder_operations(pipe.vae.config, take.height, take.width, take.size)
     return made
 
@@ -144,11 +146,12 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, rate: float, naive: 
     now = clock(args.device, args.own_time)
     arrived = now if args.own_time else time.perf_counter  # the frames are on the host then: no need to wait
     fps, per_chunk = pipe.config.fps, take.size * take.decoder.temporal
-    if args.decoder == "none":
+    decoder = "wan" if naive and args.decoder == "tiny" else args.decoder
+    if decoder == "none":
         take.decoder = NoDecoder(take.decoder)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         writer: Any = NoWriter()
-        if args.decoder != "none":
+        if decoder != "none":
             path = Path(folder) / "chunk.mp4"
             writer = stack.enter_context(VideoWriter(path, width=take.width, height=take.height, fps=fps))
         for _ in range(until_full(take)):
@@ -164,7 +167,7 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, rate: float, naive: 
         whole = now() - marks[0]
         staged = [timed_chunk(take, writer, now) for _ in range(max(2, min(STAGED, args.chunks)))]
     each = [1000 * (b - a) for a, b in itertools.pairwise(marks)]
-    operations, peak = needed_operations(pipe, take, args.decoder), stated_peak(args.gpu)
+    operations, peak = needed_operations(pipe, take, decoder), stated_peak(args.gpu)
     speed = operations * args.chunks / whole
     return Result(
         config=args.config,
@@ -173,7 +176,7 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, rate: float, naive: 
         memory=args.memory,
         dtype=args.dtype,
         device=args.device,
-        decoder=args.decoder,
+        decoder=decoder,
         settings={
             "quantize": args.quantize,
             "layers": args.layers,
@@ -228,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--path", default="auto", choices=FORWARD_PATHS, help="how the transformer is run")
     made.add_argument("--attention", default="auto", choices=ATTENTIONS, help="what computes attention")
     made.add_argument("--collapse", default="auto", choices=COLLAPSE, help="averages and padding in closed form")
-    made.add_argument("--decoding", default="exact", choices=DECODINGS, help="one latent at a time, or several")
+    made.add_argument("--decoding", default="exact", choices=("exact", "fast"), help="one latent at a time, or several")
     made.add_argument("--fuse", action="store_true", help="queries, keys and values of a layer in one product")
     made.add_argument("--naive", action="store_true", help="the published way as well, for the ratio")
     made.add_argument("--layers", type=int, help="blocks, if not all: to see that it works")
@@ -304,6 +307,7 @@ def pipeline(args: argparse.Namespace, size: list[int] | None) -> Any:
     from longtake import load
     from longtake.checkpoints.registry import bases
     from longtake.quantize import quantize
+    from longtake.tiny import TinyDecoder
 
     dtype = getattr(torch, args.dtype)
     args.gpu = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else None
@@ -322,6 +326,10 @@ def pipeline(args: argparse.Namespace, size: list[int] | None) -> Any:
             block.attn1.fuse_projections()
     pipe.forward_path, pipe.attention, pipe.collapse = args.path, args.attention, args.collapse
     pipe.decoding = args.decoding
+    if args.decoder == "tiny":
+        vae = pipe.vae.config
+        pipe.tiny_decoder = TinyDecoder(vae.z_dim, patch=vae.scale_factor_spatial // 8).to(dtype).eval()
+        pipe.decoding = "tiny"
     return pipe.to(args.device)
 
 

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
 from longtake import kernels
@@ -21,6 +22,7 @@ from longtake.memory.pooled import Pooled, merge, pooled_scores, table_for
 from longtake.rope import Rope, rotate
 from longtake.snapshot import read_snapshot
 from longtake.text import zeros_at_end
+from longtake.tiny import TinyDecoder
 from tests.conftest import Cli
 from tests.helpers_pipeline import PROMPT, SCRIPT, build, latents, run, same
 from tests.test_cli import refused
@@ -309,7 +311,9 @@ def test_training_keeps_diffusers_own_attention() -> None:
 
 def test_the_command_line_takes_a_kernel_and_a_way_of_decoding(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     options = ("generate", PROMPT, "--model", tiny_folder, "--quiet")
-    made = cli(*options, "--seconds", "0.5", "--attention", "products", "--decoding", "fast")
+    tiny = tmp_path / "tiny.safetensors"
+    save_file(TinyDecoder(4, (8, 6, 4, 4)).state_dict(), tiny)
+    made = cli(*options, "--seconds", "0.5", "--attention", "products", "--decoding", f"tiny:{tiny.name}")
     assert made.returncode == 0, made.stderr
     again = ("generate", "--resume", "--seconds", "1", "--quiet")
     assert "--decoding exact contradicts" in refused(*again, "--decoding", "exact", cwd=tmp_path)
@@ -319,4 +323,4 @@ def test_the_command_line_takes_a_kernel_and_a_way_of_decoding(cli: Cli, tiny_fo
     more = cli(*again)
     assert more.returncode == 0, more.stderr
     kept = read_snapshot(tmp_path / "take.mp4.snapshot")[1]["extra"]["settings"]
-    assert (kept["attention"], kept["decoding"]) == ("products", "fast")
+    assert (kept["attention"], kept["decoding"]) == ("products", f"tiny:{tiny}")

@@ -15,6 +15,7 @@ from longtake.plan import count, default_dtype, format_bytes, format_seconds
 from longtake.process import keep_freed_memory
 from longtake.quiet import quieten_libraries
 from longtake.record import Progress, Recorded, Recording, snapshot_path
+from longtake.speed import tiny_file
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
@@ -223,19 +224,22 @@ def load_for(job: Job) -> LongTakePipeline:
             offload=job.offload,
             quantize=job.quantize,
         )
-        _choose(pipe, job)
-        return pipe
     except LoraError:
         raise
     except Exception as error:
         # Whatever diffusers finds wrong with a folder of weights; it has no class of its own for that.
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The model {model.name} cannot be loaded: {reason}") from error
+    _choose(pipe, job)
+    return pipe
 
 
 def _choose(pipe: LongTakePipeline, job: Job) -> None:
     """How a pipeline, which may have had another job before, is to compute."""
-    pipe.attention, pipe.decoding = job.attention, job.decoding
+    file = tiny_file(job.decoding)
+    if file is not None:
+        pipe.load_tiny_decoder(file)
+    pipe.attention, pipe.decoding = job.attention, job.decoding if file is None else "tiny"
 
 
 def record(

@@ -68,9 +68,9 @@ Attention = Annotated[
 Decoding = Annotated[
     str | None,
     typer.Option(
-        metavar="exact|fast",
-        help="Latents become frames one by one, bit for bit as diffusers decodes; or several at once, with the last "
-        "bits rounded otherwise. Default: exact.",
+        metavar="exact|fast|tiny:FILE",
+        help="Latents become frames one by one, bit for bit as diffusers decodes; several at once, with the last bits "
+        "rounded otherwise; or for a preview by the tiny decoder in a file, e.g. taew2_1.pth. Default: exact.",
     ),
 ]
 OnChange = Annotated[

@@ -136,6 +136,8 @@ class StreamingDecoder:
         Raises:
             ValueError: if that state is not one of this autoencoder.
         """
+        if "tiny" in counters:
+            raise ValueError("The snapshot was made with a tiny decoder: decode the rest of the take with it too.")
         latents, repeats = counters["latents"], counters["repeats"]
         numbers = all(type(i) is int for i in (latents, *repeats)) and all(i.isdecimal() for i in tensors)
         indices = {int(i) for i in (*tensors, *repeats)} if numbers else {-1}

@@ -15,9 +15,10 @@ COLLAPSE = ("auto", "on", "off")
 """Whether frames of one key and one value are attended to in closed form, and padding of the text as one token: where
 that is known to be faster, wherever possible, or nowhere."""
 
-DECODINGS = ("exact", "fast")
-"""How latents become frames, see ``longtake.decode``: one by one, bit for bit as diffusers decodes a whole video; or
-several at once and with the layout that suits the device, which is the same up to rounding."""
+DECODINGS = ("exact", "fast", "tiny")
+"""How latents become frames, see ``longtake.decode``: one by one, bit for bit as diffusers decodes a whole video;
+several at once and with the layout that suits the device, which is the same up to rounding; or by another, much smaller
+decoder (``longtake.tiny``), for previews."""
 
 _CHOICES = {"forward path": FORWARD_PATHS, "attention": ATTENTIONS, "collapse": COLLAPSE, "decoding": DECODINGS}
 
@@ -33,3 +34,9 @@ def check(setting: str, value: str) -> None:
     """
     if value not in _CHOICES[setting]:
         raise ValueError(f"The {setting} is one of {', '.join(_CHOICES[setting])}, not {value!r}.")
+
+
+def tiny_file(decoding: str | None) -> str | None:
+    """The file of weights in ``tiny:FILE``, as the command line takes it; None for other ways of decoding."""
+    name, _, file = (decoding or "").partition(":")
+    return file if name == "tiny" and file else None

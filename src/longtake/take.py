@@ -14,7 +14,6 @@ import torch
 
 from longtake import speed
 from longtake.attention import choose_kernel, install, memory_for
-from longtake.decode import StreamingDecoder, decoding_for
 from longtake.encode import StreamingEncoder
 from longtake.forward import Plain, forwards
 from longtake.memory import MemoryPolicy
@@ -25,6 +24,7 @@ from longtake.sampling import FewStepSchedule, chunk_noise
 from longtake.snapshot import write_snapshot
 from longtake.take_state import state_of, take_of
 from longtake.text import zeros_at_end
+from longtake.tiny import decoder_for
 from longtake.transfer import send
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Take:
             encoder=pipe.encoder_for(policy),
         )
         speed.check("decoding", pipe.decoding)
-        fast = decoding_for(pipe.vae, height, width, self.size) if pipe.decoding == "fast" else {}
-        self.decoder = StreamingDecoder(pipe.vae, **fast)
+        where = pipe.device_of("vae")
+        self.decoder = decoder_for(pipe.vae, pipe.tiny_decoder, where, pipe.decoding, height, width, self.size)
         self._settle()  # or is refused
         self.index = self.skip = 0
         # On the device, one per denoising step and zero for the commit: made here, a chunk waits for none of them.
