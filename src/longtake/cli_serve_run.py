@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -158,8 +159,13 @@ def _announce(server: Any, studio: Any, settings: Settings) -> None:
         say(f"{found} take{'s' * (found != 1)} from before can be continued.")
     if settings.behind_proxy and not settings.allow_hosts:
         warn("Behind a proxy, say with --allow-host by which name people reach it.")
-    token = "" if settings.token is None else f"?token={settings.token}"
-    tell(f"http://{name}:{port}/{token}")
+    address = f"http://{name}:{port}/"
+    if settings.token is not None:
+        if sys.stdout.isatty():
+            address += f"?token={settings.token}"
+        else:  # a log, where others may read it
+            say("The page wants the token, once: the address with  ?token=...  behind it.")
+    tell(address)
 
 
 def token_from(option: str | None) -> str | None:
