@@ -114,7 +114,7 @@ def test_decoding_several_latents_at_once(tmp_path: Path) -> None:
     assert torch.allclose(video(made), expected, atol=1e-5)
     assert same(made, run(pipe.start(PROMPT), 4))
     pipe.decoding = "slow"
-    with pytest.raises(ValueError, match="exact, fast, not 'slow'"):
+    with pytest.raises(ValueError, match="exact, fast, tiny, not 'slow'"):
         pipe.start(PROMPT)
 
 
