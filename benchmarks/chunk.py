@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 import tempfile
 import time
 import warnings
@@ -24,11 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine, peak_bytes, stated_peak, write_results
+from benchmarks.machine import machine, peak_bytes, settle, stated_peak, write_results
 from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
+from longtake.speed import ATTENTIONS, COLLAPSE, FORWARD_PATHS
 
 STAGED = 20
-DECODERS = ("wan", "none")
+DECODERS = ("wan", "tiny", "none")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Result:
     """What was measured. Times in milliseconds per chunk: [median, half the range of the middle half].
 
     Attributes:
-        way: ``plain`` or ``naive``.
+        way: how the transformer was run: ``fast``, ``plain`` or ``naive``.
         operations: that a chunk needs; ``rate``: operations per second of the machine's own products in this dtype.
         share: of that rate, end to end; ``stated_share``: of the vendor's peak, if known.
         syncs: how often the host waited for a GPU per chunk, the frames' way to the host included; None on a CPU.
@@ -106,7 +106,9 @@ def needed_operations(pipe: Any, take: Any, decoder: str) -> float:
     tokens, text = take.memory.tokens, pipe.tokenizer.model_max_length
     sizes = (pipe.transformer.config, take.memory.chunk * tokens, take.memory.capacity * tokens, min(512, text))
     made = len(take.schedule) * forward_operations(*sizes).total + forward_operations(*sizes, commit=True).total
-    if decoder == "wan":
+    if decoder == "tiny":
+        made += pipe.tiny_decoder.operations(take.height, take.width, take.size)
+    elif decoder == "wan":
         made += decoder_operations(pipe.vae.config, take.height, take.width, take.size)
     return made
 
@@ -134,7 +136,7 @@ def counted_syncs(device: str) -> Any:
             torch.cuda.set_sync_debug_mode(before)
 
 
-def measure(pipe: Any, take: Any, args: argparse.Namespace, way: str, rate: float) -> Result:
+def measure(pipe: Any, take: Any, args: argparse.Namespace, rate: float, naive: bool = False) -> Result:
     """Runs a take that has not begun."""
     import torch
 
@@ -144,11 +146,12 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, way: str, rate: floa
     now = clock(args.device, args.own_time)
     arrived = now if args.own_time else time.perf_counter  # the frames are on the host then: no need to wait
     fps, per_chunk = pipe.config.fps, take.size * take.decoder.temporal
-    if args.decoder == "none":
+    decoder = "wan" if naive and args.decoder == "tiny" else args.decoder
+    if decoder == "none":
         take.decoder = NoDecoder(take.decoder)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         writer: Any = NoWriter()
-        if args.decoder != "none":
+        if decoder != "none":
             path = Path(folder) / "chunk.mp4"
             writer = stack.enter_context(VideoWriter(path, width=take.width, height=take.height, fps=fps))
         for _ in range(until_full(take)):
@@ -164,19 +167,23 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, way: str, rate: floa
         whole = now() - marks[0]
         staged = [timed_chunk(take, writer, now) for _ in range(max(2, min(STAGED, args.chunks)))]
     each = [1000 * (b - a) for a, b in itertools.pairwise(marks)]
-    operations, peak = needed_operations(pipe, take, args.decoder), stated_peak(args.gpu)
+    operations, peak = needed_operations(pipe, take, decoder), stated_peak(args.gpu)
     speed = operations * args.chunks / whole
     return Result(
         config=args.config,
-        way=way,
+        way="naive" if naive else type(take._held).__name__.lower(),
         size=f"{take.height}x{take.width}",
         memory=args.memory,
         dtype=args.dtype,
         device=args.device,
-        decoder=args.decoder,
+        decoder=decoder,
         settings={
             "quantize": args.quantize,
             "layers": args.layers,
+            "fuse": args.fuse,
+            "attention": args.attention,
+            "collapse": args.collapse,
+            "decoding": args.decoding,
             "threads": torch.get_num_threads(),
             "own_time": args.own_time,
         },
@@ -221,6 +228,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     made.add_argument("--decoder", default="wan", choices=DECODERS)
     made.add_argument("--quantize", choices=("fp8", "int8"))
+    made.add_argument("--path", default="auto", choices=FORWARD_PATHS, help="how the transformer is run")
+    made.add_argument("--attention", default="auto", choices=ATTENTIONS, help="what computes attention")
+    made.add_argument("--collapse", default="auto", choices=COLLAPSE, help="averages and padding in closed form")
+    made.add_argument("--decoding", default="exact", choices=("exact", "fast"), help="one latent at a time, or several")
+    made.add_argument("--fuse", action="store_true", help="queries, keys and values of a layer in one product")
     made.add_argument("--naive", action="store_true", help="the published way as well, for the ratio")
     made.add_argument("--layers", type=int, help="blocks, if not all: to see that it works")
     made.add_argument("--threads", type=int, help="CPU threads; one per core by default")
@@ -235,7 +247,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.chunk``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     from longtake.checkpoints.registry import bases
     from longtake.memory import parse_memory
     from longtake.placement import check_devices, parse_devices
@@ -249,6 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError("There are no weights of a learned memory here: choose another --memory.")
         if args.chunks < 2 or min(args.threads or 1, args.layers or 1) < 1:
             raise ValueError("--chunks must be 2 or more, --threads and --layers 1 or more.")
+        if args.fuse and (args.quantize or args.naive):
+            raise ValueError("--fuse goes with neither --quantize nor --naive.")
         if args.layers and args.config == "pocket":
             raise ValueError("The pocket model has all its layers: leave --layers out.")
         size = None if args.size is None else [int(n) for n in args.size.split("x")]
@@ -293,6 +307,7 @@ def pipeline(args: argparse.Namespace, size: list[int] | None) -> Any:
     from longtake import load
     from longtake.checkpoints.registry import bases
     from longtake.quantize import quantize
+    from longtake.tiny import TinyDecoder
 
     dtype = getattr(torch, args.dtype)
     args.gpu = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else None
@@ -306,6 +321,15 @@ def pipeline(args: argparse.Namespace, size: list[int] | None) -> Any:
     pipe.check_size(*pipe.config.default_size)
     if args.quantize:
         quantize(pipe.transformer, args.quantize)
+    elif args.fuse:
+        for block in pipe.transformer.blocks:
+            block.attn1.fuse_projections()
+    pipe.forward_path, pipe.attention, pipe.collapse = args.path, args.attention, args.collapse
+    pipe.decoding = args.decoding
+    if args.decoder == "tiny":
+        vae = pipe.vae.config
+        pipe.tiny_decoder = TinyDecoder(vae.z_dim, patch=vae.scale_factor_spatial // 8).to(dtype).eval()
+        pipe.decoding = "tiny"
     return pipe.to(args.device)
 
 
@@ -321,12 +345,13 @@ def run(pipe: Any, args: argparse.Namespace) -> list[Result]:
     now = clock(args.device, args.own_time)
     rate = product_rate(now, args.device, getattr(torch, args.dtype), tokens, dim, config.ffn_dim)
     with torch.no_grad():
-        results = [measure(pipe, take, args, "plain", rate)]
+        results = [measure(pipe, take, args, rate)]
         if args.naive:
+            pipe.forward_path, pipe.decoding = "plain", "exact"
             with contextlib.nullcontext() if args.quantize else unfused_lora(pipe.transformer):
                 take = pipe.start(PROMPT, args.memory)
                 take.memory = naive_memory(take)
-                results.append(measure(pipe, take, args, "naive", rate))
+                results.append(measure(pipe, take, args, rate, naive=True))
     return results
 
 

@@ -9,14 +9,13 @@ For every memory and dtype a take runs to each of the chunks asked for; around e
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import RESULTS, machine, resident_mb, write_results
+from benchmarks.machine import RESULTS, machine, resident_mb, settle, write_results
 from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
 
 
@@ -87,7 +86,7 @@ def table(rows: list[Row]) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.cost``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     from longtake.memory import MEMORIES, parse_memory
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.splitlines()[0])

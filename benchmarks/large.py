@@ -10,13 +10,12 @@ Only the text encoder is a small stand-in: it is not at work while a take runs.
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cost import measure, table
-from benchmarks.machine import RESULTS, machine, write_results
+from benchmarks.machine import RESULTS, machine, settle, write_results
 
 PROMPT_WIDTH = 4096
 
@@ -65,7 +64,7 @@ def build(base: Any, dtype: Any, height: int, width: int, layers: int | None = N
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.large``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     from longtake.checkpoints.registry import bases
     from longtake.fit import Fit
     from longtake.memory import parse_memory

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from longtake.machine import machine
+from longtake.process import keep_freed_memory, wait_passively
 
-__all__ = ["RESULTS", "machine", "resident_mb", "write_results"]
+__all__ = ["RESULTS", "machine", "peak_bytes", "resident_mb", "settle", "stated_peak", "write_results"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,6 +42,12 @@ def peak_bytes() -> int:
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most * (1 if platform.system() == "Darwin" else 1024)
+
+
+def settle() -> None:
+    """As the command line settles its process."""
+    wait_passively()
+    keep_freed_memory()
 
 
 def resident_mb() -> float:

@@ -11,12 +11,11 @@ classes but takes one layer with random weights, so that 20,000 chunks take minu
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import RESULTS, machine, resident_mb, write_results
+from benchmarks.machine import RESULTS, machine, resident_mb, settle, write_results
 from benchmarks.stages import PROMPT
 
 MARKS = (50, 200, 1000, 5000, 20000)
@@ -63,7 +62,7 @@ def soak(pipe: Any, memory: str, marks: list[int]) -> list[dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.soak``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     from longtake.memory import parse_memory
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])

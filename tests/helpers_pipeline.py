@@ -122,6 +122,19 @@ def run(take: Take, count: int) -> list[Chunk]:
     return list(take.chunks(count))
 
 
+def latents(take: Take, count: int) -> list[Tensor]:
+    """The latents of the next chunks, which are not decoded: that is most of the work with models so small. Such a take
+    has no frames."""
+    made = []
+    for _ in range(count):
+        text = take.begin()
+        made.append(take.denoise(text))
+        take.commit(made[-1], text)
+        take.last.append(made[-1])
+        take.index += 1
+    return made
+
+
 def video(chunks: Sequence[Chunk]) -> Tensor:
     return torch.cat([c.video for c in chunks])
 

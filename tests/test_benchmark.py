@@ -94,11 +94,11 @@ def test_others_refuse() -> None:
 
 def test_large(tmp_path: Path) -> None:
     """Two blocks of the 1.3B model with the real autoencoder, split in the way that several GPUs would be."""
-    options = ("--size", "32x32", "--chunks", "8", "--layers", "2", "--devices", "cpu,cpu", "--quantize", "fp8")
+    options = ("--size", "16x16", "--chunks", "8", "--layers", "2", "--devices", "cpu,cpu")
     made = run(*options, "--json", tmp_path / "large.json", name="large")
     assert made.returncode == 0, made.stderr
     report = json.loads((tmp_path / "large.json").read_text())
-    assert report["rows"][0]["chunk"] == 8 and report["machine"]["arithmetic_bytes"]["cpu"] > 0.2e9
+    assert report["rows"][0]["chunk"] == 8 and report["machine"]["arithmetic_bytes"]["cpu"] > 0.4e9
     assert run("--chunks", "3", name="large").returncode == 2
 
 

@@ -1,5 +1,6 @@
 """Streaming decode against diffusers' own decode of the whole."""
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtake.decode import StreamingDecoder
+from longtake.decode import StreamingDecoder, decoding_for
 
 LENGTH = 20
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -197,3 +198,71 @@ def test_two_decoders_share_an_autoencoder() -> None:
         with torch.no_grad():
             build().decode(latents(seed=4)[:, :, :2])  # diffusers' own use of it, with a cache of its own
     assert torch.equal(torch.cat(parts), whole()[:33])
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_several_at_once_with_channels_innermost(name: str, dtype: torch.dtype) -> None:
+    """The same frames up to rounding, and the same state: one decoder can go on where the other stopped."""
+    vae = build(name, dtype)
+    before = {key: (x.clone(), x.stride()) for key, x in vae.state_dict().items()}
+
+    def off(made: Tensor, expected: Tensor) -> float:
+        difference = (made - expected).abs()
+        return float(difference.max() / 1e-5 if dtype == torch.float64 else difference.mean() / 0.01)
+
+    for together, channels_last in ((3, False), (1, True), (5, True)):
+        decoder = StreamingDecoder(vae, together, channels_last)
+        first = streamed(decoder, latents()[:, :, :9], [3, 3, 3])
+        assert off(first, whole(name, dtype)[: len(first)]) < 1
+        other = StreamingDecoder(vae)
+        other.load_state_dict(*decoder.state_dict())
+        rest = other.decode(latents()[:, :, 9:])
+        assert off(rest, whole(name, dtype)[len(first) :]) < 1
+    assert all(torch.equal(x, before[key][0]) and x.stride() == before[key][1] for key, x in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize(("dtype", "together", "channels_last"), [(torch.float32, 3, False), (torch.bfloat16, 3, True)])
+def test_several_at_once_go_on_bit_for_bit(name: str, dtype: torch.dtype, together: int, channels_last: bool) -> None:
+    """A decoder that was restored after any portion, against the one that went on."""
+    vae = build(name, dtype)
+    decoder, states, made = StreamingDecoder(vae, together, channels_last), [], []
+    for begin in range(0, 12, 3):
+        made.append(decoder.decode(latents()[:, :, begin : begin + 3]))
+        tensors, counters = decoder.state_dict()
+        states.append(({key: x.clone(memory_format=torch.contiguous_format) for key, x in tensors.items()}, counters))
+    for index, state in enumerate(states[:-1], 1):
+        other = StreamingDecoder(vae, together, channels_last)
+        other.load_state_dict(*state)
+        assert torch.equal(other.decode(latents()[:, :, 3 * index : 3 * index + 3]), made[index])
+
+
+def test_several_at_once_are_fewer_convolutions() -> None:
+    counts = []
+    for together in (1, 3):
+        vae, calls = build(), []
+        decoder = StreamingDecoder(vae, together)
+        decoder.decode(latents()[:, :, :1])
+        handle = vae.decoder.conv_out.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        decoder.decode(latents()[:, :, 1:7])
+        handle.remove()
+        counts.append(len(calls))
+    assert counts == [6, 2]
+
+
+def test_weights_that_change_are_seen() -> None:
+    vae = copy.deepcopy(build())
+    decoder, plain = StreamingDecoder(vae, channels_last=True), StreamingDecoder(vae)
+    for factor in (1.0, 1.2):
+        with torch.no_grad():
+            vae.decoder.conv_in.weight.mul_(factor)
+        made = [d.decode(latents()[:, :, :2]) for d in (decoder, plain)]
+        assert torch.allclose(*made, atol=1e-5)
+
+
+def test_what_is_chosen_where() -> None:
+    """By the size of the largest tensor, and by what the numbers are."""
+    assert decoding_for(build(), 64, 64, 3) == {"together": 3, "channels_last": False}
+    assert decoding_for(build("patches", torch.bfloat16), 64, 64, 3)["channels_last"]
+    assert decoding_for(build(), 4096, 4096, 3)["together"] == 1

@@ -98,6 +98,26 @@ def test_output_types_agree(pipe: LongTakePipeline) -> None:
     assert np.array_equal(frames, out["np"])
 
 
+def test_decoding_several_latents_at_once(tmp_path: Path) -> None:
+    """The same frames up to rounding, and the same bits for every take of a seed, resumed or not."""
+    pipe = build()
+    expected = video(run(pipe.start(PROMPT), 4))
+    pipe.decoding = "fast"
+    take = pipe.start(PROMPT)
+    calls: list[int] = []
+    handle = pipe.vae.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    made = run(take, 2)
+    handle.remove()
+    assert len(calls) == 1 + 1 + 1  # the first latent by itself, the two after it, a chunk of three
+    take.snapshot(tmp_path / "take")
+    made += run(pipe.resume(tmp_path / "take"), 2)
+    assert torch.allclose(video(made), expected, atol=1e-5)
+    assert same(made, run(pipe.start(PROMPT), 4))
+    pipe.decoding = "slow"
+    with pytest.raises(ValueError, match="exact, fast, tiny, not 'slow'"):
+        pipe.start(PROMPT)
+
+
 def test_length_is_the_scripts_own_or_five_seconds(pipe: LongTakePipeline) -> None:
     assert make(pipe, f"{PROMPT} [0.5s] | {OTHER} [1s]").shape[1] == 24
     assert make(pipe, PROMPT).shape[1] == 80

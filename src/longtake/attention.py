@@ -11,14 +11,16 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
+from longtake import speed
+from longtake.kernels import dispatch, kernel_for
 from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.frozen import frozen
 from longtake.memory.learned import Learned
 from longtake.memory.policy import MemoryPolicy
+from longtake.memory.pooled import Pooled
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
 from longtake.placement import groups_of
@@ -59,34 +61,131 @@ class MemoryAttnProcessor(WanAttnProcessor):
             return stock
         if self.cross:
             assert encoder_hidden_states is not None
-            query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-            key, value = _prompt(attn, memory, layer, encoder_hidden_states)
-        else:
-            query, key, value = _self_projections(attn, hidden_states)
-            memory.policy.observe(memory, layer, query, key)
-            key, value = memory.update(layer, key, value)
-            query = memory.query(query)
-        out = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask if self.cross else None,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=None,
-        )
-        out = out.flatten(2, 3).type_as(hidden_states)
-        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
-        return projected
+            return attend_prompt(attn, hidden_states, encoder_hidden_states, memory, layer, attention_mask)
+        return attend_past(attn, hidden_states, memory, layer)
 
 
-def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor) -> tuple[Tensor, Tensor]:
+def attend_past(attn: Any, x: Tensor, memory: Memory, layer: int) -> Tensor:
+    """Self-attention of the current chunk to itself and to what is remembered: [batch, tokens, dim], from the same.
+
+    Args:
+        attn: ``blocks[...].attn1``; with the attention backend that its processor was given.
+        memory, layer: what is remembered, and which layer of it this is.
+    """
+    query, key, value = _self_projections(attn, x)
+    memory.policy.observe(memory, layer, query, key)
+    key, value = memory.update(layer, key, value)
+    return _project(attn, x, _attend(attn, memory, memory.query(query), key, value, pooled=memory.pooled(layer)))
+
+
+def attend_prompt(
+    attn: Any, x: Tensor, text: Tensor | None, memory: Memory, layer: int, mask: Tensor | None = None
+) -> Tensor:
+    """Cross-attention to the prompt, whose keys and values the memory keeps; arguments as for :func:`attend_past`.
+
+    Args:
+        text: [batch, text tokens, dim]; may be left out where the memory has its keys and values already.
+    """
+    query = attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1))
+    key, value = _prompt(attn, memory, layer, text)
+    # One key and one value for each would be attention to nothing else.
+    padding = min(memory.padding, key.shape[1] - 1) if memory.collapse and mask is None else 0
+    if padding > 1:
+        assert memory.kernel is not None  # only a kernel collapses
+        return _project(attn, x, memory.kernel.with_repeated(query, key, value, padding))
+    return _project(attn, x, _attend(attn, memory, query, key, value, mask))
+
+
+def remember(attn: Any, x: Tensor, memory: Memory, layer: int) -> None:
+    """What :func:`attend_past` does to the memory, and no more: the last layer of a commit needs no output."""
+    if type(memory.policy).observe is MemoryPolicy.observe and not getattr(attn, "fused_projections", False):
+        heads = (attn.heads, -1)
+        memory.update(layer, attn.norm_k(attn.to_k(x)).unflatten(2, heads), attn.to_v(x).unflatten(2, heads))
+        return
+    query, key, value = _self_projections(attn, x)
+    memory.policy.observe(memory, layer, query, key)
+    memory.update(layer, key, value)
+
+
+def _attend(
+    attn: Any,
+    memory: Memory,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    pooled: Pooled | None = None,
+) -> Tensor:
+    """Attention by diffusers' backend, if one was set, or else by the memory's kernel; all [batch, tokens, heads,
+    head_dim]."""
+    backend = attn.processor._attention_backend
+    if pooled is not None:
+        assert memory.kernel is not None  # only a kernel collapses
+        out: Tensor = memory.kernel.with_pooled(query, key, value, pooled)
+        return out
+    if backend is not None or memory.kernel is None:
+        return dispatch(query, key, value, mask, backend)
+    return memory.kernel(query, key, value, mask)
+
+
+def _project(attn: Any, x: Tensor, out: Tensor) -> Tensor:
+    """The projection after attention, in the dtype of ``x``."""
+    projected: Tensor = attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(x)))
+    return projected
+
+
+def choose_kernel(
+    transformer: Any, memory: Memory | SplitMemory, attention: str = "auto", collapse: str = "auto"
+) -> None:
+    """Settles what computes attention to a memory, between chunks.
+
+    Args:
+        attention: one of ``longtake.speed.ATTENTIONS``. A backend that the transformer was told to use
+            (``transformer.set_attention_backend``) comes first, unless another is asked for here.
+        collapse: whether frames of one key and one value are attended to in closed form (``longtake.memory.pooled``),
+            and padding of the text as one token; one of ``longtake.speed.COLLAPSE``.
+
+    Raises:
+        ValueError: if that is not possible, in one sentence.
+    """
+    speed.check("collapse", collapse)
+    chosen = {attn.processor._attention_backend for block in transformer.blocks for attn in (block.attn1, block.attn2)}
+    if chosen != {None} and attention not in ("auto", "native"):
+        raise ValueError(f"The transformer was told to use another attention backend than {attention}: leave one out.")
+    parts = memory.parts if isinstance(memory, SplitMemory) else [memory]
+    size = _score_bytes(parts[0])
+    kernels = [kernel_for(attention, part.device, part.dtype, size) for part in parts]  # each device has its best
+    silent = [kernel for kernel, part in zip(kernels, parts, strict=True) if not kernel.gives_sums(part.device)]
+    possible = chosen == {None} and not memory.functional and not silent
+    if collapse == "on" and not possible:
+        name = silent[0].name if silent else "another backend, or for training,"
+        raise ValueError(f"Attention by {name} gives no sums of its scores here, which collapsing needs.")
+    for part, kernel in zip(parts, kernels, strict=True):
+        part.kernel = None if part.functional else kernel
+    memory.collapse = possible and (collapse == "on" or (collapse == "auto" and collapse_pays(memory)))
+
+
+def _score_bytes(memory: Memory) -> int:
+    """Bytes of all scores of a layer of a full memory, in float32."""
+    return 4 * memory.keys.shape[1] * memory.keys.shape[4] * memory.chunk * memory.capacity * memory.tokens**2
+
+
+def collapse_pays(memory: Memory | SplitMemory) -> bool:
+    """Whether closed forms are known to be faster where a memory is.
+
+    On two cores of an AMD EPYC they were not at 64 tokens per frame, and hardly at 256; on a GPU it has not been
+    measured (docs/performance.md says how to).
+    """
+    return False
+
+
+def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keys and values of the text in one layer: [batch, text tokens, heads, head_dim] each, kept until it changes."""
     # Under autograd the cache would either cut the gradient or hold on to an old graph.
     caching = not torch.is_grad_enabled()
     held = memory.prompt[layer] if caching else None
     if held is None:
+        assert text is not None
         if getattr(attn, "fused_projections", False):
             key, value = attn.to_kv(text).chunk(2, dim=-1)
         else:

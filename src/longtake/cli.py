@@ -6,7 +6,6 @@ Heavy imports are inside the commands: ``longtake --help`` and every refusal of 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from longtake.cli_compare import compare
 from longtake.cli_eval import evaluate
 from longtake.cli_progress import open_streams, say, settle_streams, tell
 from longtake.cli_serve import serve
+from longtake.process import wait_passively
 from longtake.training.command import train
 
 app = typer.Typer(
@@ -111,6 +111,8 @@ def generate(
     devices: typed.Devices = None,
     offload: typed.Offload = None,
     quantize: typed.Quantize = None,
+    attention: typed.Attention = None,
+    decoding: typed.Decoding = None,
     on_change: typed.OnChange = None,
     prompts: Annotated[
         Path | None,
@@ -153,6 +155,8 @@ def generate(
         devices=devices,
         offload=offload,
         quantize=quantize,
+        attention=attention,
+        decoding=decoding,
         on_change=on_change,
         every=snapshot_every,
         threads=threads,
@@ -268,6 +272,13 @@ def doctor(
 def parity(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of published pipelines.")],
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference that passes.")] = 1e-4,
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fast|plain",
+            help="How the transformer is run: fast where possible, fast or not at all, or by diffusers' own forward.",
+        ),
+    ] = "auto",
 ) -> None:
     """Replay recorded runs of published pipelines and compare.
 
@@ -275,7 +286,7 @@ def parity(
     """
     from longtake.cli_parity import compare
 
-    raise typer.Exit(compare(files, tolerance))
+    raise typer.Exit(compare(files, tolerance, path))
 
 
 app.command("eval")(evaluate)
@@ -324,8 +335,7 @@ def sheet(
 
 def main() -> None:
     """Entry point of the ``longtake`` command."""
-    # OpenMP threads that spin while they wait make small machines several times slower. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()
     open_streams()
     try:
         app()

@@ -28,6 +28,7 @@ from longtake.comparison.definition import Comparison, Job, read_definition
 from longtake.comparison.files import read_json_file, write_json_file
 from longtake.lock import is_locked
 from longtake.plan import frames_in
+from longtake.process import wait_passively
 from longtake.prompts import parse_script
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def run(folder: Path, name: str, at_once: int = 1) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point of ``python -m longtake.cli_compare_job``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as longtake.cli does
+    wait_passively()
     open_streams()
     try:
         return run(Path(arguments[0]), arguments[1], *map(int, arguments[2:]))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from longtake.cli_prepare import Job, Request, default_offload, other_model, prepare, settle_devices
 from longtake.cli_progress import PastLine, ProgressLine, Stop, say, tell, warn
 from longtake.plan import count, default_dtype, format_bytes, format_seconds
+from longtake.process import keep_freed_memory
 from longtake.quiet import quieten_libraries
 from longtake.record import Progress, Recorded, Recording, snapshot_path
+from longtake.speed import tiny_file
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
@@ -134,6 +136,13 @@ def settled(job: Job, loaded: tuple[object, ...] | None = None, release: Callabl
     check_offload(offload, devices)
     dtype = default_dtype(devices[0]) if job.dtype == "auto" else job.dtype
     job = replace(job, devices=devices, offload=offload, dtype=dtype, plan=replace(job.plan, dtype=dtype))
+    if job.attention != "auto":
+        import torch
+
+        from longtake.kernels import kernel_for
+
+        for device in devices:
+            kernel_for(job.attention, torch.device(device), getattr(torch, dtype))
     if not job.request.quiet:
         say("\n".join(describe(job)))
     if job.loads != loaded:
@@ -201,11 +210,13 @@ def load_for(job: Job) -> LongTakePipeline:
         say("Loading the model ...")
     if job.request.threads is not None:
         torch.set_num_threads(job.request.threads)
+    if set(job.devices) == {"cpu"}:
+        keep_freed_memory()
     quieten_libraries()
     warnings.filterwarnings("ignore", "Only the first")  # said already, of all prompts and in other words
     model = job.plan.model
     try:
-        return load(
+        pipe = load(
             model.choice,
             getattr(torch, job.dtype),
             devices=job.devices,
@@ -219,6 +230,16 @@ def load_for(job: Job) -> LongTakePipeline:
         # Whatever diffusers finds wrong with a folder of weights; it has no class of its own for that.
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The model {model.name} cannot be loaded: {reason}") from error
+    _choose(pipe, job)
+    return pipe
+
+
+def _choose(pipe: LongTakePipeline, job: Job) -> None:
+    """How a pipeline, which may have had another job before, is to compute."""
+    file = tiny_file(job.decoding)
+    if file is not None:
+        pipe.load_tiny_decoder(file)
+    pipe.attention, pipe.decoding = job.attention, job.decoding if file is None else "tiny"
 
 
 def record(
@@ -246,6 +267,9 @@ def record(
             "seconds": plan.seconds,
             "every": job.every,
         } | ({} if job.quantize is None else {"quantize": job.quantize})
+        settings |= {} if job.attention == "auto" else {"attention": job.attention}
+        settings |= {} if job.decoding == "exact" else {"decoding": job.decoding}
+        _choose(pipe, job)
         if job.found is None:
             take = pipe.start(
                 job.script,

@@ -57,6 +57,22 @@ Offload = Annotated[
 Quantize = Annotated[
     str | None, typer.Option(metavar="fp8|int8", help="Keep the blocks' weights in 8 bits: half the memory.")
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What computes attention, see `longtake doctor`: auto, native, products, cudnn, flash, flash-attn-2, "
+        "flash-attn-3 or sage. Default: auto, the best that there is.",
+    ),
+]
+Decoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="exact|fast|tiny:FILE",
+        help="Latents become frames one by one, bit for bit as diffusers decodes; several at once, with the last bits "
+        "rounded otherwise; or for a preview by the tiny decoder in a file, e.g. taew2_1.pth. Default: exact.",
+    ),
+]
 OnChange = Annotated[
     str | None,
     typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from longtake import speed
 from longtake.cli_progress import say, tell
 from longtake.plan import count
 from longtake.snapshot import read_header
@@ -29,10 +30,14 @@ def refusal(path: Path) -> str | None:
     return None
 
 
-def compare(files: list[Path], tolerance: float) -> int:
+def compare(files: list[Path], tolerance: float, forward_path: str = "auto") -> int:
     """Prints how each recording compares; returns the exit code."""
     if not 0 < tolerance < float("inf"):
         return say(f"--tolerance must be a number above 0, not {tolerance}.", 2)
+    try:
+        speed.check("forward path", forward_path)
+    except ValueError as error:
+        return say(str(error), 2)
     refusals = {path: refusal(path) for path in files}
     code = 0
     for sentence in refusals.values():
@@ -47,7 +52,7 @@ def compare(files: list[Path], tolerance: float) -> int:
     quieten_libraries()
     for path in good:
         try:
-            result = replay(path)
+            result = replay(path, forward_path=forward_path)
         except (ValueError, OSError) as error:
             code = say(f"{path}: {error}", 2)
             continue

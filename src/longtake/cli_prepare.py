@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.checkpoints.choice import Choice, place_of
+from longtake.checkpoints.layout import file_kind
 from longtake.checkpoints.sources import parse_lora
 from longtake.facts import ModelFacts
 from longtake.lock import is_locked, locked_by_another
@@ -24,7 +25,10 @@ from longtake.placement import OFFLOADS, check_offload, parse_devices
 from longtake.plan import DTYPE_BYTES, Plan, check_memory, default_dtype, format_bytes, format_seconds
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
+from longtake.speed import ATTENTIONS, DECODINGS, tiny_file
 
+TINY = "a .pth or .safetensors file of TAEHV"
+_DECODINGS = (*(name for name in DECODINGS if name != "tiny"), "tiny:FILE")
 DEFAULT_SECONDS = 30.0
 DEFAULT_OUT = Path("take.mp4")
 DTYPES = ("auto", *DTYPE_BYTES)
@@ -55,6 +59,8 @@ class Request:
     devices: str | None = None
     offload: str | None = None
     quantize: str | None = None
+    attention: str | None = None
+    decoding: str | None = None
     on_change: str | None = None
     every: str | None = None
     threads: int | None = None
@@ -84,6 +90,8 @@ class Job:
     warnings: tuple[str, ...]
     layers: tuple[int, ...] | None = None
     given: int = 0
+    attention: str = "auto"
+    decoding: str = "exact"
 
     @property
     def loads(self) -> tuple[object, ...]:
@@ -121,10 +129,16 @@ def prepare(request: Request) -> Job:
         ("--dtype", request.dtype, DTYPES),
         ("--offload", request.offload, OFFLOADS),
         ("--quantize", request.quantize, QUANTIZE),
+        ("--attention", request.attention, ATTENTIONS),
+        ("--decoding", None if tiny_file(request.decoding) else request.decoding, _DECODINGS),
         ("--on-change", request.on_change, CHANGES),
     ):
         if value is not None and value not in accepted:
             raise ValueError(f"{option} must be one of {', '.join(accepted)}, not {value!r}.")
+    file = tiny_file(request.decoding)
+    if file is not None:  # whole, as the video may be continued from elsewhere
+        file_kind(Path(file).expanduser(), TINY)
+        request = replace(request, decoding=f"tiny:{Path(file).expanduser().resolve()}")
     if request.prompt is None and not request.resume:
         raise ValueError('A prompt is needed, e.g. longtake generate "a red ball rolls over a meadow".')
     if request.device is not None and request.devices is not None:
@@ -247,6 +261,8 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
         found,
         tuple(warnings),
         given=given,
+        attention=request.attention or kept.get("attention", "auto"),
+        decoding=agreed("--decoding", request.decoding, kept.get("decoding", "exact"), "exact"),
     )
     if job.done is None:
         _check_room(job)

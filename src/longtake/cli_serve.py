@@ -45,6 +45,8 @@ def serve(
     dtype: typed.Dtype = None,
     offload: typed.Offload = None,
     quantize: typed.Quantize = None,
+    attention: typed.Attention = None,
+    decoding: typed.Decoding = None,
     threads: typed.Threads = None,
     ahead: Annotated[
         str, typer.Option(help="How far generation may be ahead of what is shown; prompts take effect that much later.")
@@ -103,6 +105,8 @@ def serve(
             dtype=dtype,
             offload=offload,
             quantize=quantize,
+            attention=attention,
+            decoding=decoding,
             threads=threads,
         )
         return ServeRequest(model_options, settings)

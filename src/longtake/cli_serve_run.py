@@ -108,6 +108,8 @@ def _studio(settings: Settings, jobs: list[Job]) -> Any:
         ("--components", choice.get("components")),
         ("--memory-weights", choice.get("memory")),
         ("--quantize", request.quantize),
+        ("--attention", request.attention),
+        ("--decoding", request.decoding),
         ("--threads", request.threads),
     ):
         options += [] if value is None else [name, str(value)]

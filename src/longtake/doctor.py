@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake import __version__
+from longtake.machine import bfloat16_units
 from longtake.memory import MEMORIES
-from longtake.plan import bfloat16_units, format_bytes
+from longtake.plan import format_bytes
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
@@ -63,7 +64,7 @@ def examine() -> Report:
         facts["device"] = _devices()
         facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
         facts["bfloat16"] = _bfloat16()
-        facts["attention"] = _attention_backend()
+        facts["attention"] = _attention()
     except Exception as error:  # an installation can be broken in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         report.problems.append(f"PyTorch, diffusers or transformers is installed but does not work ({reason}).")
@@ -141,11 +142,21 @@ def _bfloat16() -> str:
     return f"in hardware ({', '.join(fast)})" if fast else "not in hardware, slower than float32"
 
 
-def _attention_backend() -> str:
-    from diffusers.models import attention_dispatch
+def _attention() -> str:
+    """What computes attention on the first device, and what else can."""
+    import torch
 
-    backend = attention_dispatch._AttentionBackendRegistry.get_active_backend()[0]
-    return str(getattr(backend, "value", backend))
+    from longtake.kernels import available, best
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if cuda else torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    dtype = torch.bfloat16 if cuda or (device.type == "cpu" and bfloat16_units()) else torch.float32
+    chosen = best(device, dtype)
+    others = ", ".join(name for name in available(device, dtype) if name != chosen)
+    small = " (for small pictures; native for larger ones)" * (chosen == "products")
+    return f"{chosen}{small} in {str(dtype).removeprefix('torch.')}" + f"; --attention also takes {others}" * bool(
+        others
+    )
 
 
 def _free_memory() -> str:

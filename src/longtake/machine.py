@@ -1,4 +1,4 @@
-"""What timings depend on: processor, threads, GPU, versions, load."""
+"""What timings depend on: processor, threads, GPU, versions, load. Loading this module does not load torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import os
 import platform
 from pathlib import Path
 from typing import Any
+
+
+def bfloat16_units() -> list[str]:
+    """What this computer's processor has for bfloat16, by the names of Linux; empty elsewhere or if it has nothing."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return []
+    return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longtake.attention import attending, memory_for
+from longtake.attention import memory_for
 from longtake.checkpoints.memory_weights import build_encoder, encoder_config
 from longtake.checkpoints.wan import wan_to_diffusers
+from longtake.forward import forwards
 from longtake.memory.echo import Echo
 from longtake.memory.echo_encoder import MemoryEncoder
 from longtake.memory.memrope import MemRoPE
@@ -226,12 +227,13 @@ def _worse(worst: float, x: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def replay(path: str | Path, device: torch.device | str = "cpu") -> Parity:
+def replay(path: str | Path, device: torch.device | str = "cpu", forward_path: str = "auto") -> Parity:
     """Run a recording again, in float32.
 
     Args:
         path: the safetensors file.
         device: where to run.
+        forward_path: how the transformer is run, one of ``longtake.speed.FORWARD_PATHS``.
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -247,20 +249,19 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> Parity:
     transformer = _build(spec, tensors)
     encoder = _encoder(spec, tensors, policy) if isinstance(policy, Echo) else None
     memory = memory_for(transformer, policy, *noise.shape[-2:], batch=noise.shape[0], chunk=chunk, encoder=encoder)
+    times = [t.to(device).expand(noise.shape[0]) for t in (*schedule.timesteps, torch.zeros(()))]
+    forward = forwards(transformer, memory, times, forward_path)
     worst, worst_state, states = 0.0, None, list(tensors.get("memory_states", torch.empty(0)))
     for start in range(0, noise.shape[1], chunk):
         frames = slice(start, start + chunk)
         x = noise[:, frames].transpose(1, 2)
         before = None if memory.learned is None else memory.learned.state
         memory.begin_chunk()
-        with attending(transformer, memory):
-            for index in range(len(schedule)):
-                if index:
-                    x = schedule.renoise(x, fresh[start // chunk, index - 1].transpose(0, 1)[None], index)
-                timestep = schedule.timesteps[index].to(x.device).expand(x.shape[0])
-                x = schedule.x0(x, transformer(x, timestep, text, return_dict=False)[0], index)
-            with memory.recording():
-                transformer(x, torch.zeros_like(timestep), text, return_dict=False)
+        for index in range(len(schedule)):
+            if index:
+                x = schedule.renoise(x, fresh[start // chunk, index - 1].transpose(0, 1)[None], index)
+            x = schedule.x0(x, forward.flow(x, index, text), index)
+        forward.commit(x, text)
         worst = _worse(worst, x, latents[:, frames].transpose(1, 2))
         state = None if memory.learned is None else memory.learned.state
         if states and state is not None and state is not before:

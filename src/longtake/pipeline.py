@@ -34,6 +34,7 @@ from longtake.prompts import Script, parse_script
 from longtake.snapshot import read_snapshot
 from longtake.take import Chunk, Take
 from longtake.text import encode_text, text_length
+from longtake.tiny import TinyDecoder
 from longtake.transfer import send
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
@@ -90,8 +91,23 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
         chunk_frames: latent frames per chunk.
         fps: frames per second of the videos the model was trained on.
         default_size: (height, width) when none is asked for.
+
+    Attributes:
+        forward_path: how takes run the transformer, one of ``longtake.speed.FORWARD_PATHS``: the same latents, bit for
+            bit, as long as PyTorch's own attention is used, which it always is with ``plain``.
+        attention: what computes attention in takes, one of ``longtake.speed.ATTENTIONS``; see also
+            ``transformer.set_attention_backend``.
+        collapse: whether MemRoPE's averages and the text's padding are attended to in closed form, one of
+            ``longtake.speed.COLLAPSE``.
+        decoding: how new takes decode, one of ``longtake.speed.DECODINGS``.
+        tiny_decoder: what decodes where ``decoding`` is ``tiny``, see :meth:`load_tiny_decoder`.
     """
 
+    forward_path: str = "auto"
+    attention: str = "auto"
+    collapse: str = "auto"
+    decoding: str = "exact"
+    tiny_decoder: TinyDecoder | None = None
     model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(
@@ -125,6 +141,20 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
         """The timestep shift of the scheduler."""
         config = self.scheduler.config
         return float(config.get("shift") or config.get("flow_shift") or 5.0)
+
+    def load_tiny_decoder(self, file: str | os.PathLike[str]) -> TinyDecoder:
+        """Loads a tiny decoder (``longtake.tiny``); takes that are started with ``decoding = "tiny"`` decode with it.
+
+        Args:
+            file: weights of TAEHV for the latents of this model.
+
+        Raises:
+            ValueError: if they are not, in one sentence.
+        """
+        tiny = TinyDecoder.from_file(file)
+        tiny.check(self.vae)
+        self.tiny_decoder = tiny
+        return tiny
 
     def device_of(self, name: str) -> torch.device:
         """Where a part takes its input: the execution device under offloading, its own (the first one, if it is split)

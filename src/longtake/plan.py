@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from longtake import operations, sizes
 from longtake.facts import ModelFacts
+from longtake.machine import bfloat16_units
 from longtake.memory import DeepForcing, Echo, MemoryPolicy, MemRoPE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -193,15 +193,6 @@ def check_memory(plan: Plan) -> None:
         )
     grid = (plan.height // facts.step, plan.width // facts.step)
     policy.check_weights(saved["config"], facts.heads, facts.head_dim, grid, facts.layers)
-
-
-def bfloat16_units() -> list[str]:
-    """What this computer's processor has for bfloat16, by the names of Linux; empty elsewhere or if it has nothing."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return []
-    return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
 
 
 def default_dtype(device: str) -> str:

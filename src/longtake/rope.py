@@ -50,10 +50,13 @@ class Rope:
         self._time: OrderedDict[tuple[int | None, ...], tuple[Tensor, Tensor]] = OrderedDict()
 
         height, width = grid
-        rows = self._angles(self.dims[1], range(height)).view(height, 1, -1).expand(height, width, -1)
-        columns = self._angles(self.dims[2], range(width)).view(1, width, -1).expand(height, width, -1)
-        space = torch.cat([rows, columns], dim=-1).reshape(height * width, -1)
-        self._space = self._to_device(space)
+        rows, columns = (self._angles(dim, range(count)) for dim, count in zip(self.dims[1:], grid, strict=True))
+        self._sides = (self._to_device(rows), self._to_device(columns))
+        both = [
+            rows.view(height, 1, -1).expand(height, width, -1),
+            columns.view(1, width, -1).expand(height, width, -1),
+        ]
+        self._space = self._to_device(torch.cat(both, dim=-1).reshape(height * width, -1))
 
     def _angles(self, dim: int, ids: Sequence[int]) -> Tensor:
         """Angles in radians as float64 on the host: [len(ids), dim / 2]."""
@@ -76,6 +79,14 @@ class Rope:
             if len(self._time) > _CACHED_PATTERNS:
                 self._time.popitem(last=False)
         return self._time[key]
+
+    def sides(self, turned: bool = True) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Cosine and sine of the rows and of the columns of a frame, float32: twice [height, h_dim / 2] and twice
+        [width, w_dim / 2]. Those of an unrotated frame unless ``turned``."""
+        if turned:
+            return self._sides
+        rows, columns = ((torch.ones_like(cos), torch.zeros_like(sin)) for cos, sin in self._sides)
+        return rows, columns
 
     def moments(self, ids: Sequence[int | None]) -> tuple[Tensor, Tensor]:
         """Cosine and sine that rotate in time and not in space: two float32 tensors [len(ids), 1, head_dim / 2], ready

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from longtake.attention import attending, memory_for
-from longtake.decode import StreamingDecoder
+from longtake import speed
+from longtake.attention import choose_kernel, install, memory_for
 from longtake.encode import StreamingEncoder
+from longtake.forward import Plain, forwards
 from longtake.memory import MemoryPolicy
 from longtake.memory.change import change_prompt
 from longtake.pictures import portions
@@ -22,6 +23,8 @@ from longtake.prompts import CHANGES, Script, Segment, parse_script
 from longtake.sampling import FewStepSchedule, chunk_noise
 from longtake.snapshot import write_snapshot
 from longtake.take_state import state_of, take_of
+from longtake.text import zeros_at_end
+from longtake.tiny import decoder_for
 from longtake.transfer import send
 
 if TYPE_CHECKING:
@@ -98,6 +101,7 @@ class Take:
         self.height, self.width = height, width
         pipe.check_size(height, width)
         pipe.align()
+        install(pipe.transformer)
         self.size = pipe.config.chunk_frames
         self.schedule = FewStepSchedule.from_steps(pipe.config.denoising_steps, pipe.shift)
         rows, columns = height // pipe.vae_scale_factor_spatial, width // pipe.vae_scale_factor_spatial
@@ -111,13 +115,18 @@ class Take:
             device=pipe.device_of("transformer"),
             encoder=pipe.encoder_for(policy),
         )
-        self.decoder = StreamingDecoder(pipe.vae)
+        speed.check("decoding", pipe.decoding)
+        where = pipe.device_of("vae")
+        self.decoder = decoder_for(pipe.vae, pipe.tiny_decoder, where, pipe.decoding, height, width, self.size)
+        self._settle()  # or is refused
         self.index = self.skip = 0
         # On the device, one per denoising step and zero for the commit: made here, a chunk waits for none of them.
         times = torch.cat([self.schedule.timesteps, torch.zeros(1)])
         self._times = send(times, self.memory.device).split(1)
+        self._held: Plain | None = None
         self.prompt: str | None = None  # of the last chunk
         self._embedding: tuple[str, torch.Tensor] | None = None
+        self._padding: int | None = None  # tokens of it; counted where that is of use, as the host waits for it
         self._broken = False
         # Always kept, as any segment may ask for "recache".
         self.last: deque[torch.Tensor] = deque(maxlen=policy.recached(self.memory.chunk))
@@ -263,6 +272,8 @@ class Take:
         """Settles what the next chunk attends to and is asked for; returns the prompt's embedding."""
         segment = self.segment_at(self.index)
         text = self.embed(segment.prompt)
+        self._settle()
+        self.memory.padding = self._zeros(text)
         before, self.prompt = self.prompt, segment.prompt
         # A segment that says how to change does so once, also without another prompt.
         asked = segment.change is not None and self.index > 0 and self.segment_at(self.index - 1) != segment
@@ -271,10 +282,25 @@ class Take:
         self.memory.begin_chunk()
         return text
 
+    def _settle(self) -> None:
+        """What computes attention: asked anew for every chunk, as the transformer may have been told otherwise."""
+        pipe, plain = self.pipe, self.pipe.forward_path == "plain"
+        attention, collapse = ("native", "off") if plain else (pipe.attention, pipe.collapse)
+        choose_kernel(pipe.transformer, self.memory, attention, collapse)
+
     def embed(self, prompt: str) -> torch.Tensor:
         if self._embedding is None or self._embedding[0] != prompt:
             self._embedding = (prompt, self.pipe.encode_prompt(prompt))
+            self._padding = None
         return self._embedding[1]
+
+    def _zeros(self, text: torch.Tensor) -> int:
+        """How many tokens of the embedded prompt are padding, if that matters."""
+        if not self.memory.collapse:
+            return 0
+        if self._padding is None:
+            self._padding = zeros_at_end(text)
+        return self._padding
 
     def _change_prompt(self, change: str, text: torch.Tensor) -> None:
         change_prompt(self.memory, change, self.last, lambda latents: self.commit(latents, text))
@@ -282,26 +308,25 @@ class Take:
     @torch.no_grad()
     def denoise(self, text: torch.Tensor) -> torch.Tensor:
         """All denoising steps of the chunk; returns its clean latents."""
-        device, dtype = self.memory.device, self.memory.dtype
+        device = self.memory.device
         x = chunk_noise(self.seed, self.index, 0, self.shape, device)
-        with attending(self.pipe.transformer, self.memory):
-            for step in range(len(self.schedule)):
-                if step:
-                    x = self.schedule.renoise(x, chunk_noise(self.seed, self.index, step, self.shape, device), step)
-                flow = self._forward(x, self._times[step], text, dtype)
-                x = self.schedule.x0(x, flow, step)
+        forward = self._forwards()
+        for step in range(len(self.schedule)):
+            if step:
+                x = self.schedule.renoise(x, chunk_noise(self.seed, self.index, step, self.shape, device), step)
+            x = self.schedule.x0(x, forward.flow(x, step, text), step)
         return x
 
     @torch.no_grad()
     def commit(self, latents: torch.Tensor, text: torch.Tensor) -> None:
         """One more forward at t = 0, by which the memory learns the chunk."""
-        with attending(self.pipe.transformer, self.memory), self.memory.recording():
-            self._forward(latents, self._times[-1], text, self.memory.dtype)
+        self._forwards().commit(latents, text)
 
-    def _forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        out = self.pipe.transformer(x.to(dtype), t, text.to(dtype), return_dict=False)
-        flow: torch.Tensor = out[0]
-        return flow
+    def _forwards(self) -> Plain:
+        # Asked anew every time: hooks, adapters and processors may come and go between chunks.
+        pipe, held = self.pipe, self._held
+        self._held = forwards(pipe.transformer, self.memory, self._times, pipe.forward_path, held)
+        return self._held
 
     def next_chunk(self) -> Chunk:
         """Makes the next chunk: begin, denoise (unless it is given), commit, decode.

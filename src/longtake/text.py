@@ -15,6 +15,12 @@ def text_length(tokenizer: Any) -> int:
     return int(min(tokenizer.model_max_length, MAX_TOKENS))
 
 
+def zeros_at_end(text: torch.Tensor) -> int:
+    """How many tokens at the end of ``[batch, tokens, dim]`` are zero for every text, as padding is."""
+    tokens = text.ne(0).any(-1).any(0).nonzero()
+    return text.shape[1] - (int(tokens[-1]) + 1 if len(tokens) else 0)
+
+
 def encode_text(
     tokenizer: Any, text_encoder: Any, prompts: Sequence[str], device: torch.device | str = "cpu"
 ) -> torch.Tensor:

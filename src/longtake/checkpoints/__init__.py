@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from longtake.checkpoints.choice import Choice
 from longtake.checkpoints.registry import ModelInfo, load_registry
 from longtake.checkpoints.sources import LoraFile, Sources
+from longtake.process import wait_passively
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
@@ -65,9 +66,7 @@ def load(
     choice = replace(choice, components=folder, loras=(*choice.loras, *more), memory=memory)
     facts = ModelFacts.read(choice)
     sources = download(facts.info)
-    # Must be there before torch is loaded. Where anything else is running, threads that wait busily make every small
-    # operation of a CPU take tens of times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()  # before torch is loaded
     import torch
 
     from longtake.placement import check_devices, check_offload, place

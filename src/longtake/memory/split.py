@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from longtake.memory.learned import Learned
 from longtake.memory.policy import MemoryPolicy, Place
+from longtake.memory.pooled import Pooled
 from longtake.memory.state import check_state
 from longtake.memory.store import Memory
+
+if TYPE_CHECKING:
+    from longtake.kernels import Kernel
 
 
 class SplitMemory:
@@ -80,6 +85,31 @@ class SplitMemory:
         return self.parts[0].device
 
     @property
+    def kernel(self) -> Kernel | None:
+        """What computes attention where the first layer is; every part has its own."""
+        return self.parts[0].kernel
+
+    @property
+    def collapse(self) -> bool:
+        """Whether frames of one key and one value are attended to in closed form."""
+        return self.parts[0].collapse
+
+    @collapse.setter
+    def collapse(self, collapse: bool) -> None:
+        for part in self.parts:
+            part.collapse = collapse
+
+    @property
+    def padding(self) -> int:
+        """How many tokens at the end of the text are known to be zero."""
+        return self.parts[0].padding
+
+    @padding.setter
+    def padding(self, padding: int) -> None:
+        for part in self.parts:
+            part.padding = padding
+
+    @property
     def frame(self) -> int:
         """Global index of the first frame of the current chunk, or of the next one between chunks."""
         return self.parts[0].frame
@@ -88,6 +118,11 @@ class SplitMemory:
     def open(self) -> bool:
         """Whether a chunk has begun and is not committed."""
         return self.parts[0].open
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether forwards are remembered: inside of :meth:`recording`."""
+        return self.parts[0].is_recording
 
     @property
     def cut(self) -> bool:
@@ -173,6 +208,11 @@ class SplitMemory:
         """Put the current chunk beside the past, for one layer of one forward; see ``Memory.update``."""
         part, inner = self.part(layer)
         return part.update(inner, key, value)
+
+    def pooled(self, layer: int) -> Pooled | None:
+        """The frames of a layer that are attended to in closed form; see ``Memory.pooled``."""
+        part, inner = self.part(layer)
+        return part.pooled(inner)
 
     def catch_up(self) -> None:
         """What is due after a chunk's first forward; see ``Memory.catch_up``."""

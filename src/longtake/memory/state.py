@@ -88,7 +88,8 @@ def saved_state(memory: Memory) -> tuple[dict[str, Tensor], dict[str, int]]:
                 tensors |= {f"average.{tag}.key": key, f"average.{tag}.value": value}
         more, counters = ({}, {}) if memory.learned is None else memory.learned.state_dict()
         tensors |= more | ({} if memory.chosen is None else memory.chosen.state_dict())
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        plain = torch.contiguous_format
+        copies = {n: x.detach().to("cpu", copy=True, memory_format=plain) for n, x in tensors.items()}
     copies["tags"] = torch.tensor(tags, dtype=torch.int64)
     counters = {"frame": memory.frame, "open": int(memory.open), "cut": int(memory.cut), **counters}
     if memory.chosen is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +12,13 @@ from torch import Tensor
 from longtake.memory.chosen import Chosen
 from longtake.memory.learned import Learned
 from longtake.memory.policy import CUT_GAP, FREE, PROMPT_CHANGES, MemoryPolicy, Place, Update
+from longtake.memory.pooled import Collapsed, Pooled
 from longtake.memory.state import restore, saved_state
 from longtake.memory.turning import runs, turn_anew, turned_past
 from longtake.rope import Rope, rotate
+
+if TYPE_CHECKING:
+    from longtake.kernels import Kernel
 
 _DIRTY = -(1 << 62)  # no id: those of sinks may be negative
 
@@ -46,8 +51,14 @@ class Memory:
         open: whether a chunk has begun and is not committed.
         cut: whether the current chunk, or the next one between chunks, stands behind a cut: ``CUT_GAP`` ids further.
         tags: what each slot holds: a frame index, or FREE, LONG, SHORT.
-        keys, values: [layers, batch, slots, tokens, heads, head_dim], keys un-rotated.
+        keys, values: [layers, batch, slots, tokens, heads, head_dim], keys un-rotated; slots and tokens of a head are
+            side by side in memory.
         learned: the state of a memory that is learned (``Echo``), else None.
+        kernel: what computes attention to it, a ``longtake.kernels.Kernel``; None for whatever diffusers uses.
+        collapse: whether frames of one key and one value are left out of what :meth:`update` gives, and are in
+            :meth:`pooled` instead, and whether the padding of the text is attended to as one token. To be changed
+            between chunks; not for functional memories.
+        padding: how many tokens at the end of the text are known to be zero, for ``collapse``.
         chosen: what a memory that chooses by looking (``DeepForcing``) has seen, else None.
         averages: by tag, float32 keys and values [layers, batch, tokens or 1, heads, head_dim].
 
@@ -81,12 +92,17 @@ class Memory:
         self._shape = (num_layers, batch, self.capacity, self.tokens, heads, head_dim)
         # Tensors born in inference mode could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            self.keys = torch.zeros(self._shape, device=device, dtype=dtype)
+            # Head by head: so the keys of a full memory lie as kernels and products of matrices want them.
+            shape = (num_layers, batch, heads, self.capacity, self.tokens, head_dim)
+            self.keys = torch.zeros(shape, device=device, dtype=dtype).permute(0, 1, 3, 4, 2, 5)
             self.values = torch.zeros_like(self.keys)
             self._turned = torch.empty(0) if functional else torch.zeros_like(self.keys)
         self._make_views()
         self.averages: dict[int, tuple[Tensor, Tensor]] = {}
         self.learned: Learned | None = None
+        self.kernel: Kernel | None = None
+        self.collapse = False
+        self.padding = 0
         self.chosen = Chosen(self) if policy.chooses else None
         self.reset()
 
@@ -107,6 +123,7 @@ class Memory:
         self.prompt: list[tuple[Tensor, Tensor] | None] = [None] * self._shape[0]
         self._recording = False
         self._recorded: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._collapsed = Collapsed()
         if self.learned is not None:
             self.learned.reset()
         if self.chosen is not None:
@@ -121,6 +138,11 @@ class Memory:
     def dtype(self) -> torch.dtype:
         """Of keys and values."""
         return self.keys.dtype
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether forwards are remembered: inside of :meth:`recording`."""
+        return self._recording
 
     @property
     def used(self) -> int:
@@ -219,7 +241,8 @@ class Memory:
 
         Returns:
             Rotated keys, and values, of all slots in use: [batch, used * tokens, heads, head_dim], in order of slots.
-            Views of the store (overwritten by the next forward), unless the memory is functional.
+            Views of the store (overwritten by the next forward), unless the memory is functional. Without those that
+            :meth:`pooled` gives.
 
         Raises:
             RuntimeError: if no chunk is open, or gradients would be recorded through writes in place.
@@ -253,8 +276,12 @@ class Memory:
                 keys[:, target].copy_(key[:, source])
         if self._recording:
             self._recorded[layer] = None
-        end = self.used * self.tokens
+        end = (self.used - self._collapsed.count) * self.tokens
         return turned[:, :end], values[:, :end]
+
+    def pooled(self, layer: int) -> Pooled | None:
+        """The frames of a layer that are attended to in closed form; None if there are none."""
+        return self._collapsed.at(layer)
 
     def catch_up(self) -> None:
         """What is due after a chunk's first forward; called between forwards, and best outside of them: gradient
@@ -343,10 +370,13 @@ class Memory:
 
     def _prepare(self) -> None:
         """Rotate what changed since the last chunk, and find where the current one goes."""
+        self._collapsed.gather(self)
         places = self.layout()
         self._current = [place for place in places if place.role == "current"]
+        self._collapsed.prepare(self, places)
+        end = self.used - self._collapsed.count
         waiting = () if self.chosen is None else self.chosen.wait(places)
-        past = sorted((p.slot, p.id) for p in places if p.role != "current" and p.slot not in waiting)
+        past = sorted((p.slot, p.id) for p in places if p.role != "current" and p.slot < end and p.slot not in waiting)
         cos, sin = self.rope.frames([place.id for place in self._current])
         self._angles = (cos.flatten(0, 1), sin.flatten(0, 1))
         # Slots in use are always a prefix: they fill up in order, and once full an eviction is refilled at once.

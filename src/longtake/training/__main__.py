@@ -7,13 +7,13 @@ import os
 import typer
 
 from longtake.cli_progress import open_streams, settle_streams
+from longtake.process import wait_passively
 from longtake.training.command import train
 
 
 def main() -> None:
     """Entry point."""
-    # read when torch is loaded: threads that spin while they wait make small machines several times slower
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()
     open_streams()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(train)
