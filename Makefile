@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # two busy OpenMP processes on two cores stall each other unless they wait passively
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint format bench train-pocket clean
+.PHONY: setup demo test lint format bench endurance evidence evidence-full train-pocket clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,19 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.cost --json benchmarks/results/cost.json
+
+# a day of video in one take; continues where it was stopped. MEMORY=echo, MORE="--memory-weights FOLDER" for a learned one
+MEMORY ?= memrope
+endurance: setup
+	$(BIN)/python -m benchmarks.endurance --out runs/endurance-$(MEMORY) --memory $(MEMORY) $(MORE)
+
+# the study of docs/evidence: its small part, in minutes; and all the others, about a day on two cores. Both go on where
+# they were stopped, and write runs/evidence/PART/report.html
+evidence: setup
+	$(BIN)/python -m benchmarks.evidence
+
+evidence-full: setup
+	$(BIN)/python -m benchmarks.evidence --full
 
 # the shipped model, from nothing: about two hours on two cores; continues where it was stopped
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m

@@ -2,27 +2,22 @@
 
     python -m benchmarks.cost --memories memrope,sliding --dtype bfloat16,float32
 
-For every memory and dtype a take runs to each of the chunks asked for; around each of them every stage is timed:
-``memory`` (evict, fold, rotate), ``forward`` (all denoising steps), ``commit`` (the clean forward that is remembered),
-``decode`` and ``write`` (to a real file). A cost that does not grow shows as equal rows.
+For every memory and dtype a take runs to each of the chunks asked for; around each of them every stage is timed, see
+``benchmarks.stages``. A cost that does not grow shows as equal rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import statistics
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS, machine, resident_mb, write_results
-
-STAGES = ("memory", "forward", "commit", "decode", "write")
-PROMPT = "a red ball rolls over a meadow"
+from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
 
 
 @dataclass
@@ -42,45 +37,23 @@ class Row:
 
 def measure(pipe: Any, memory: str, at: list[int], window: int) -> list[Row]:
     """Runs one take and measures ``window`` chunks around each chunk of ``at`` (so that its middle is there)."""
-    import torch
-
     from longtake.video import VideoWriter
 
     take = pipe.start(PROMPT, memory)
     fps, frames_per_chunk = pipe.config.fps, take.size * take.decoder.temporal
-    cuda = take.memory.device.type == "cuda"
-
-    def now() -> float:
-        for device in range(torch.cuda.device_count() if cuda else 0):
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
+    now = clock(take.memory.device)
     rows: list[Row] = []
     windows = [(max(1, chunk - window // 2), chunk) for chunk in sorted(at)]
     with tempfile.TemporaryDirectory() as folder:
         writer = VideoWriter(Path(folder) / "cost.mp4", width=take.width, height=take.height, fps=fps)
         with writer:
             for first, chunk in windows:
-                times: list[list[float]] = []
+                times: list[dict[str, float]] = []
                 while take.index < first + window:
-                    marks = [now()]
-                    text = take.begin()
-                    marks.append(now())
-                    latents = take.denoise(text)
-                    marks.append(now())
-                    take.commit(latents, text)
-                    marks.append(now())
-                    video = take.decoder.decode(latents)
-                    frames = (video * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-                    marks.append(now())
-                    writer.write(frames)
-                    marks.append(now())
-                    take.index += 1
+                    made = timed_chunk(take, writer, now)
                     if take.index > first:
-                        times.append([1000 * (b - a) for a, b in itertools.pairwise(marks)])
-                columns = list(zip(*times, strict=True))
-                stages = {name: _spread(column) for name, column in zip(STAGES, columns, strict=True)}
-                total = statistics.median(sum(row) for row in times)
+                        times.append(made)
+                total = statistics.median(sum(row.values()) for row in times)
                 speed = 1000 * frames_per_chunk / total
                 rows.append(
                     Row(
@@ -88,7 +61,7 @@ def measure(pipe: Any, memory: str, at: list[int], window: int) -> list[Row]:
                         str(pipe.transformer.dtype).removeprefix("torch."),
                         chunk,
                         len(times),
-                        stages,
+                        {name: spread([row[name] for row in times]) for name in STAGES},
                         round(total, 2),
                         round(speed, 2),
                         round(speed / fps, 3),
@@ -96,13 +69,6 @@ def measure(pipe: Any, memory: str, at: list[int], window: int) -> list[Row]:
                     )
                 )
     return rows
-
-
-def _spread(values: tuple[float, ...]) -> tuple[float, float]:
-    if len(values) < 2:
-        return round(values[0], 2), 0.0
-    low, _, high = statistics.quantiles(values, n=4)
-    return round(statistics.median(values), 2), round((high - low) / 2, 2)
 
 
 def table(rows: list[Row]) -> Any:

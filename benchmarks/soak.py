@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost import PROMPT
 from benchmarks.machine import RESULTS, machine, resident_mb, write_results
+from benchmarks.stages import PROMPT
 
 MARKS = (50, 200, 1000, 5000, 20000)
 

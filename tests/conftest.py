@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.warm import Warm
+
 if TYPE_CHECKING:
     from longtake import LongTakePipeline
 
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+warm = Warm(ENVIRONMENT)
 
 
 def build_tiny(seed: int = 0) -> LongTakePipeline:
@@ -89,9 +92,11 @@ def cli_command(*arguments: str | Path) -> list[str]:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Runs ``longtake ARGUMENTS`` in an empty folder."""
+    """Runs ``longtake ARGUMENTS`` in an empty folder, in a process of its own; in a fresh one if there are options."""
 
     def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        if not options:
+            return warm.run("longtake.cli", *arguments, cwd=tmp_path)
         settings = {"cwd": tmp_path, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 600}
         return subprocess.run(cli_command(*arguments), **{**settings, **options})
 

@@ -22,6 +22,7 @@ SCRIPT = f"{PROMPT} [2s] | {OTHER} [3s] | a green star in the snow [1h]"
 CHANGES = (3, 7)  # chunks: the first whose middle is not before 2 s, and 5 s
 ALL_MEMORIES = [
     *MEMORIES,
+    "memrope:recent=2,averages=long",
     "memrope:sink=1,recent=1,long=0.3,short=0.6,pooling=position",
     "memrope:recent=2,adaptive=true,short=0.4",
     "memrope:ids=absolute,first_eviction=released",

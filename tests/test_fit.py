@@ -166,6 +166,7 @@ def simulate(
 RUNS = [
     ("1.3B", "wan", "memrope", (480, 832), "bfloat16"),
     ("1.3B", "wan", "memrope:pooling=position", (832, 480), "float32"),
+    ("1.3B", "wan", "memrope:pooling=position,averages=short", (480, 832), "bfloat16"),
     ("1.3B", "wan", "longlive", (240, 416), "bfloat16"),
     ("1.3B", "wan", "echo", (480, 832), "bfloat16"),
     ("1.3B", "wan", "deep-forcing", (480, 832), "bfloat16"),

@@ -82,11 +82,12 @@ class Everything:
                 kept = [*range(policy.sink), *range(count - (room - policy.sink), count)]
             return [(self.frames[f], i if policy.ids == "relative" else f) for i, f in enumerate(kept)]
         assert isinstance(policy, MemRoPE)
-        if count + self.chunk <= policy.sink + 2 + policy.recent + self.chunk:
+        alone = {"both": [-1, -2], "long": [-1], "short": [-2]}[policy.averages]
+        if count + self.chunk <= policy.sink + len(alone) + policy.recent + self.chunk:
             return [(frame, i) for i, frame in enumerate(self.frames)]
         self.fold(policy, count)
         assert self.averages is not None
-        kept = [*range(policy.sink), -1, -2, *range(count - policy.recent, count)]
+        kept = [*range(policy.sink), *alone, *range(count - policy.recent, count)]
         shown: list[tuple[Tensor, int | None]] = []
         for position, frame in enumerate(kept):
             content = self.frames[frame] if frame >= 0 else self.averages[-frame - 1]
@@ -98,7 +99,7 @@ class Everything:
         first = self.averages is None
         begin = policy.sink if first else self.folded[-1] + 1
         if first and policy.first_eviction == "released":
-            begin += 2
+            begin += 2 if policy.averages == "both" else 1
         leaving = list(range(begin, count - policy.recent))
         self.folded += leaving
         contents = []
@@ -160,14 +161,18 @@ def test_sliding(chunk: int, sink: int, spare: int, ids: str, batch: int, chunks
 @FEW
 @given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 6), st.sampled_from(["absolute", "relative"]),
        st.sampled_from(["global", "position"]), st.booleans(), st.sampled_from(["fold", "released"]),
-       st.sampled_from([(0.01, 0.1), (0.3, 0.7)]), st.integers(1, 2), st.integers(1, 9), st.booleans())  # fmt: skip
+       st.sampled_from([(0.01, 0.1), (0.3, 0.7)]), st.sampled_from(["both", "long", "short"]),
+       st.integers(1, 2), st.integers(1, 9), st.booleans())  # fmt: skip
 def test_memrope(
     chunk: int, sink: int, recent: int, ids: str, pooling: str, adaptive: bool, first: str,
-    rates: tuple[float, float], batch: int, chunks: int, functional: bool,
+    rates: tuple[float, float], averages: str, batch: int, chunks: int, functional: bool,
 ) -> None:  # fmt: skip
+    adaptive = adaptive and averages != "long"
     if adaptive and first == "released":
         rates = (rates[0], min(rates[1], 0.2))  # beyond it, differences of rounding grow: see below
-    policy = MemRoPE(sink, recent, *rates, pooling=pooling, adaptive=adaptive, ids=ids, first_eviction=first)
+    policy = MemRoPE(
+        sink, recent, *rates, pooling=pooling, adaptive=adaptive, ids=ids, first_eviction=first, averages=averages
+    )
     check(policy, chunk, batch, chunks, functional)
 
 
@@ -242,8 +247,8 @@ def test_absolute_ids_go_on_for_ever() -> None:
 
 
 POLICIES = [Sliding(8, 1), Sliding(9, 0, "relative"), MemRoPE(), MemRoPE(2, 3, pooling="position", ids="absolute"),
-            MemRoPE(adaptive=True, first_eviction="released"), DeepForcing(9, 2, 8, 4),
-            DeepForcing(8, 1, 7, 5, ids="released", reuse=2)]  # fmt: skip
+            MemRoPE(adaptive=True, first_eviction="released"), MemRoPE(recent=5, averages="short"),
+            DeepForcing(9, 2, 8, 4), DeepForcing(8, 1, 7, 5, ids="released", reuse=2)]  # fmt: skip
 # How many slots are in use with a full memory: this policy keeps fewer than it has.
 KEPT = {policy: policy.budget if isinstance(policy, DeepForcing) else policy.capacity(3) for policy in POLICIES}
 all_policies = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.spec())

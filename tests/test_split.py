@@ -125,8 +125,8 @@ def test_interface_by_hand() -> None:
 
 def test_offers_all_that_a_memory_offers() -> None:
     split, whole = pair()
-    # Tensors of all layers, which no device need have room for, and the tables, which every part has of its own.
-    inner = {"keys", "values", "averages", "rope"}
+    # Tensors of all layers, which no device need have room for; tables and choices, which every part has of its own.
+    inner = {"keys", "values", "averages", "rope", "chosen"}
     for name in {n for n in (*dir(whole), *vars(whole)) if not n.startswith("_")} - inner:
         assert hasattr(split, name), name
         if callable(getattr(whole, name)):

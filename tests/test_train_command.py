@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from diffusers import WanTransformer3DModel
 
 from longtake.training.checkpoint import checkpoints
 from longtake.training.teacher import TeacherStage
-from tests.conftest import ENVIRONMENT, Cli, cli_command
+from tests.conftest import ENVIRONMENT, Cli, cli_command, warm
 from tests.helpers_train import column, differences, saved, tiny, train
 
 STEPS = 24
@@ -92,6 +93,21 @@ def torchrun(processes: int, *command: str) -> None:
     assert made.stderr.count("is finished") == 1  # one process speaks
 
 
+def side_by_side(processes: int, *command: str) -> None:
+    """The same without torchrun, in what it gives to processes: it loads torch once more, and so do they."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    running = []
+    for rank in map(str, range(processes)):
+        place = {**given, "RANK": rank, "LOCAL_RANK": rank}
+        running.append(warm.start("longtake.training", *command[1:], cwd=Path.cwd(), more=place))
+    made = [process.wait() for process in running]
+    assert [process.returncode for process in made] == [0] * processes, [process.stderr for process in made]
+    assert sum(process.stderr.count("is finished") for process in made) == 1  # one process speaks
+
+
 def close(first: Path, second: Path, atol: float) -> None:
     a, b = saved(first)["networks"]["transformer"], saved(second)["networks"]["transformer"]
     for kind in ("weights", "average"):
@@ -112,7 +128,7 @@ def test_two_processes_with_split_networks_too_and_one_goes_on_with_what_they_be
     tmp_path: Path, whole: Path
 ) -> None:
     folder = tmp_path / "run"
-    torchrun(2, *arguments(folder, steps=STEPS - 4))
+    side_by_side(2, *arguments(folder, steps=STEPS - 4))
     assert invoke(*arguments(folder)).exit_code == 0
     assert column(folder, "flow") == pytest.approx(column(whole, "flow"), abs=2e-6)
     assert column(folder, "norm") == pytest.approx(column(whole, "norm"), rel=1e-4)
@@ -121,7 +137,7 @@ def test_two_processes_with_split_networks_too_and_one_goes_on_with_what_they_be
 
 def test_muon_of_split_matrices_is_muon_of_whole_ones(tmp_path: Path) -> None:
     changes = ("--set", "teacher.optimizer=muon", "--set", "teacher.weight_decay=0.1")
-    torchrun(2, *arguments(tmp_path / "two", *changes, steps=6))
+    side_by_side(2, *arguments(tmp_path / "two", *changes, steps=6))
     config = ("teacher.schedule=constant", "teacher.optimizer=muon", "teacher.weight_decay=0.1", "teacher.steps=6")
     train(TeacherStage(tiny(*config)), tmp_path / "one")
     assert column(tmp_path / "two", "flow") == pytest.approx(column(tmp_path / "one", "flow"), abs=1e-4)

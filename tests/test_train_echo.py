@@ -10,7 +10,7 @@ from longtake.training.exporting import export
 from longtake.training.registry import make_stage
 from longtake.training.run import Run
 from tests.helpers_train import assert_resumes, column, saved, tiny, train
-from tests.test_train_command import torchrun
+from tests.test_train_command import side_by_side
 from tests.test_train_stages import begun, copy_of, learned  # noqa: F401 (begun is a fixture)
 
 BEFORE = ("teacher", "causal", "consistency", "dmd")
@@ -72,7 +72,7 @@ def test_two_processes_make_the_run_of_one(trains: str, short: Path, tmp_path: P
     changes = ("echo_long.steps=4", f"echo_long.trains={trains}", "run.tensorboard=false")
     train(make_stage("echo_long", tiny(*changes)), one)
     words = [word for change in changes for word in ("--set", change)]
-    torchrun(2, "train", "echo_long", "--config", "tiny", "--folder", str(two), *words)
+    side_by_side(2, "train", "echo_long", "--config", "tiny", "--folder", str(two), *words)
     assert column(two, "critic", "echo_long") == pytest.approx(column(one, "critic", "echo_long"), abs=1e-5)
     first, second = (saved(folder, "echo_long")["networks"]["memory"] for folder in (one, two))
     for name, weight in first["weights"].items():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 
 from longtake.training.exporting import export
@@ -11,6 +12,7 @@ from longtake.training.log import Log, read_log
 from longtake.training.models import Words, trained_transformer
 from longtake.training.muon import Muon, orthogonalise
 from longtake.training.network import load_weights
+from longtake.training.plain import plain_attention
 from longtake.training.sources import LatentFolder, PromptFile, SyntheticSource, write_clip
 from longtake.training.teacher import TeacherStage, euler, flow_error
 from tests.helpers_train import saved, tiny, train
@@ -166,3 +168,19 @@ def test_a_log_forgets_lines_after_the_checkpoint_and_torn_ones(tmp_path: Path) 
     assert [(r["step"], r["loss"], r["late"]) for r in rows] == [
         ("1", "0.1", ""), ("2", "0.2", ""), ("3", "0.3", ""), ("4", "0.4", "1"), ("5", "0.55", ""),
     ]  # fmt: skip
+
+
+def test_plain_attention_is_attention_where_it_steps_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(5, 3, n, 8, dtype=torch.float64, requires_grad=True) for n in (7, 9, 9))
+    mask = torch.ones(7, 9, dtype=torch.bool).tril()
+    fused = F.scaled_dot_product_attention
+    wanted = fused(q, k, v, scale=0.3), fused(q, k, v, attn_mask=mask), fused(q, k, v, is_causal=True)
+    slopes = torch.autograd.grad(wanted[0].square().sum(), (q, k, v))
+    monkeypatch.setattr("longtake.training.plain.SLICE", 2 * 3 * 7 * 9)  # two elements at a time, then one
+    with plain_attention(torch.device("cpu")):
+        found = fused(q, k, v, scale=0.3), fused(q, k, v, attn_mask=mask), fused(q, k, v, is_causal=True)
+    assert found[0].grad_fn is not None and found[0].grad_fn.name() == "CatBackward0"  # it did step in
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(found[0].square().sum(), (q, k, v)), slopes, rtol=1e-10, atol=1e-12)
+    assert torch.equal(found[1], wanted[1]) and torch.equal(found[2], wanted[2])

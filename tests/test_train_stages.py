@@ -29,13 +29,14 @@ from longtake.training.worlddata import (
     middles,
     new_vae,
     scene_of,
+    trained_vae,
 )
 from longtake.training.worldsequences import CHUNKS, WorldSequences
 from longtake.video import probe
 from tests.conftest import Cli
 from tests.helpers_pipeline import build
 from tests.helpers_train import assert_resumes, column, saved, tiny, train
-from tests.test_train_command import torchrun
+from tests.test_train_command import side_by_side
 
 WORLD = ("data.source=world", "model.text=stage", "model.text_dim=16", "text_encoder.width=16", "data.level=plain")
 SMALL = (*WORLD, "data.cache=8", "data.reuse=1000", "autoencoder.base_dim=4", "autoencoder.decoder_base_dim=4")
@@ -122,6 +123,28 @@ def test_fifty_steps_lower_the_loss_of_the_autoencoder(tmp_path: Path) -> None:
     assert after["rebuilt"] < 0.8 * before["rebuilt"] and after["psnr"] > before["psnr"] + 0.5, (before, after)
 
 
+def test_the_decoder_learns_alone_and_later_stages_get_it(tmp_path: Path) -> None:
+    settings = config(*SMALL, "autoencoder.steps=10", "autoencoder.crop=16", "autoencoder.lr=1e-2")
+    train(make_stage("autoencoder", settings), tmp_path)
+    run = Run(make_stage("teacher", settings), settings, tmp_path)
+    begun = trained_vae(run, settings).state_dict()
+
+    settings = config(*SMALL, "decoder.steps=50", "decoder.crop=16", "decoder.lr=1e-2")
+    before, after = learned("decoder", settings, tmp_path)
+    assert after["rebuilt"] < 0.9 * before["rebuilt"], (before, after)
+    tuned = trained_vae(run, settings)
+    made = make_stage("decoder", settings)
+    opened = Run(made, settings, tmp_path, for_export=True)
+    opened.open()
+    exported = made.outputs(opened)["vae"]
+    assert exported.config == tuned.config  # and so the latents have the same scale
+    for name, weights in tuned.state_dict().items():
+        of_decoder = name.startswith(("decoder.", "post_quant_conv."))
+        assert torch.equal(exported.state_dict()[name], weights)
+        assert of_decoder or torch.equal(begun[name], weights)
+    assert not torch.equal(begun["decoder.conv_in.weight"], tuned.state_dict()["decoder.conv_in.weight"])
+
+
 def test_fifty_steps_lower_the_loss_of_the_text_encoder(tmp_path: Path) -> None:
     settings = config(*WORLD, "text_encoder.steps=50", "text_encoder.batch=16", "text_encoder.lr=1e-2")
     before, after = learned("text_encoder", settings, tmp_path)
@@ -204,9 +227,9 @@ def test_two_processes_make_the_run_of_one(stage: str, begun: Path, tmp_path: Pa
     }[stage]
     before += ["causal", "consistency"] if stage == "long" else []
     one, two = (copy_of(begun, tmp_path / name, *before) for name in ("one", "two"))
-    train(make_stage(stage, config(f"{stage}.steps=4")), one)
-    changes = ["--set", "run.tensorboard=false", "--steps", "4"]
-    torchrun(2, "train", stage, "--config", "tiny", "--folder", str(two), *changes)
+    train(make_stage(stage, config(f"{stage}.steps=3")), one)
+    changes = ["--set", "run.tensorboard=false", "--steps", "3"]
+    side_by_side(2, "train", stage, "--config", "tiny", "--folder", str(two), *changes)
     for name in {"causal": ("later", "first"), "consistency": ("consistency",)}.get(stage, ("critic",)):
         assert column(two, name, stage) == pytest.approx(column(one, name, stage), abs=1e-5)
     first, second = (saved(folder, stage)["networks"]["transformer"] for folder in (one, two))
@@ -223,7 +246,7 @@ def test_parts_of_a_batch_change_nothing(stage: str, begun: Path, tmp_path: Path
     train(make_stage(stage, config(*changes)), folders[0])
     train(make_stage(stage, config(*changes, "run.accumulate=2")), folders[1])
     words = [word for change in (*changes, "run.tensorboard=false") for word in ("--set", change)]
-    torchrun(2, "train", stage, "--config", "tiny", "--folder", str(folders[2]), *words)
+    side_by_side(2, "train", stage, "--config", "tiny", "--folder", str(folders[2]), *words)
     name = "rebuilt" if stage == "autoencoder" else "consistency"
     rows = [column(folder, name, stage) for folder in folders]
     assert rows[1] == pytest.approx(rows[0], abs=1e-4) and rows[2] == pytest.approx(rows[0], abs=1e-4)
@@ -350,6 +373,7 @@ def test_readers_agree_with_the_truth_and_not_with_something_else() -> None:
         ("autoencoder", "autoencoder.crop=64", "at most 32"),
         ("autoencoder", "autoencoder.frames=26", "like 25"),
         ("autoencoder", "data.source=synthetic", "set data.source to world"),
+        ("decoder", "decoder.crop=20", "decoder.crop must be a multiple of 8"),
         ("text_encoder", "text_encoder.width=24", "must be model.text_dim, 16"),
         ("dmd", "dmd.frames=42", "any number of times 18"),
         ("long", "long.frames=60", "like 75"),
@@ -367,7 +391,7 @@ def test_readers_agree_with_the_truth_and_not_with_something_else() -> None:
 def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(stage: str, change: str, says: str) -> None:
     base = () if change.startswith("data.source") else WORLD
     with pytest.raises(ValueError, match=says):
-        made = make_stage(stage, load_config("tiny", (*base, "autoencoder.crop=16", change)))
+        made = make_stage(stage, load_config("tiny", (*base, "autoencoder.crop=16", "decoder.crop=16", change)))
         made.check_config()
 
 
@@ -405,10 +429,11 @@ def test_pictures_go_in_as_they_are() -> None:
 
 def test_from_nothing_to_a_video(tmp_path: Path, cli: Cli) -> None:
     """All stages on the pocket world, tiny, by one command; then an export, which makes a video like any model."""
-    steps = ("autoencoder", "text_encoder", "teacher", "causal", "consistency", "dmd")
+    steps = ("autoencoder", "decoder", "text_encoder", "teacher", "causal", "consistency", "dmd")
     changes = [
         *SMALL,
         "autoencoder.crop=32",
+        "decoder.crop=32",
         "data.held_out=2",
         "run.tensorboard=false",
         "run.precision=bf16",

@@ -67,8 +67,25 @@ def test_levels_add_what_they_say() -> None:
     assert (full.color != full.accessory_color).all()
 
 
+def test_a_calm_picture_follows_from_what_is_told_but_for_where_the_subject_is() -> None:
+    calm = sample_scenes(2000, 5, "calm")
+    seen = [MOTIONS.index(m) for m in (*SHORT, "walks", "leaves") if m != "orbits"]
+    assert set(calm.motion[:, 0].tolist()) == set(seen)
+    where = ("phase", "way", "anchor", "camera_way", "light_phase", "occluder_at", "accessory_color")
+    told = torch.stack([calm.place, calm.light, *(getattr(calm, n)[:, 0] for n in TOLD if getattr(calm, n).dim() > 1)])
+    for name in (f.name for f in fields(Scenes) if f.name not in (*TOLD, *where)):
+        value = getattr(calm, name).float().reshape(2000, -1)
+        value = value[:, :1] if name == "radius" else value
+        first = {}
+        assert all(
+            torch.equal(first.setdefault(tuple(t), v), v) for t, v in zip(told.T.tolist(), value, strict=True)
+        ), name
+    after = change(calm, 3, level="calm")
+    assert set(after.motion[:, 0].tolist()) == set(seen) and not after.occluder.any() and not after.second.any()
+
+
 def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(ValueError, match="plain, moving, full"):
+    with pytest.raises(ValueError, match="calm, plain, moving, full"):
         sample_scenes(3, 0, "easy")
 
 

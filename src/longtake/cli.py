@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from longtake import __version__
+from longtake import cli_options as typed
+from longtake.cli_compare import compare
 from longtake.cli_eval import evaluate
 from longtake.cli_progress import open_streams, say, settle_streams, tell
 from longtake.training.command import train
@@ -58,22 +60,9 @@ def generate(
     seconds: Annotated[
         str | None, typer.Option(help="Length of the video: 30, 1m30s, 2h. Default: the script's, else 30.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name of `longtake models` (downloaded on first use), or a path: a diffusers folder, an original "
-            "Wan folder, or a .pt or .safetensors file (FILE#KEY chooses among several sets of weights). "
-            "Default: pocket.",
-        ),
-    ] = None,
-    components: Annotated[
-        Path | None,
-        typer.Option(help="Where autoencoder and text encoder come from: a diffusers or an original Wan folder."),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH[:SCALE]", help="LoRA weights to fuse into the model; may be given several times."),
-    ] = None,
+    model: typed.Model = None,
+    components: typed.Components = None,
+    lora: typed.Lora = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -121,41 +110,14 @@ def generate(
             help="Go on where this video ends: all of it is remembered first. The new file has only what comes after.",
         ),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="auto|float32|bfloat16", help="Default: auto (bfloat16 where the hardware has it)."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute. Default: auto.")
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Split the model's blocks over several, e.g. cuda:0,cuda:1 or cuda:0,cpu; decode on the last.",
-        ),
-    ] = None,
-    offload: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|text|model|group",
-            help="What waits in the CPU's memory while it is not needed: nothing, the text encoder, every part, or the "
-            "text encoder and all blocks but one. Default: text on a GPU, none on a CPU.",
-        ),
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(metavar="fp8|int8", help="Keep the blocks' weights in 8 bits: half the memory.")
-    ] = None,
-    on_change: Annotated[
-        str | None,
-        typer.Option(
-            metavar="keep|recache|flush|cut",
-            help="What a new prompt does to the memory: nothing, read the last frames again under the new prompt, "
-            "forget all but the beginning and the last frames, or that and a jump in time. Default: keep.",
-        ),
-    ] = None,
+    height: typed.Pixels = None,
+    width: typed.Pixels = None,
+    dtype: typed.Dtype = None,
+    device: typed.Device = None,
+    devices: typed.Devices = None,
+    offload: typed.Offload = None,
+    quantize: typed.Quantize = None,
+    on_change: typed.OnChange = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -167,11 +129,8 @@ def generate(
     ] = None,
     start: Annotated[int | None, typer.Option(help="First line of the prompts, from 0.", min=0)] = None,
     end: Annotated[int | None, typer.Option(help="Line to stop before.", min=0)] = None,
-    snapshot_every: Annotated[
-        str | None,
-        typer.Option(help="Seconds of video between snapshots. Default: 10, or 60 if one has more than a gigabyte."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
+    snapshot_every: typed.SnapshotEvery = None,
+    threads: typed.Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither plan nor progress.")] = False,
 ) -> None:
     """Make a video from a prompt.
@@ -214,6 +173,107 @@ def generate(
     if start is not None or end is not None:
         raise typer.Exit(say("--start and --end choose lines of --prompts or --config.", 2))
     from longtake.cli_generate import generate as run
+
+    raise typer.Exit(run(request))
+
+
+@app.command()
+def serve(
+    folder: Annotated[
+        Path, typer.Option("--data", metavar="FOLDER", help="Where all takes are kept. Made if it is not there.")
+    ] = Path("live"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen to. Others than this computer's own need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen to; 0 for any that is free.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="What requests must show. Better in the variable LONGTAKE_TOKEN, where others cannot see it."
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name by which people reach the server; may be given several times."),
+    ] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="Believe a proxy on this computer who its clients are.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="As for `longtake generate`. Default: pocket.")] = None,
+    components: Annotated[Path | None, typer.Option(help="As for `longtake generate`.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="As for `longtake generate`.")] = None,
+    memory_weights: Annotated[Path | None, typer.Option(metavar="PATH", help="As for `longtake generate`.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:N,...|mps",
+            help="Where to compute; on each of several, one take at a time, with a model of its own. Default: auto.",
+        ),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Default: auto.")] = None,
+    offload: Annotated[str | None, typer.Option(metavar="none|text|model|group")] = None,
+    quantize: Annotated[str | None, typer.Option(metavar="fp8|int8")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
+    ahead: Annotated[
+        str, typer.Option(help="How far generation may be ahead of what is shown; prompts take effect that much later.")
+    ] = "1s",
+    idle_pause: Annotated[
+        str, typer.Option(help='A take pauses when nobody has watched it for so long; "never" for not at all.')
+    ] = "60s",
+    turn: Annotated[
+        str, typer.Option(help='How long a take may hold its device while others wait; "never" for no limit.')
+    ] = "never",
+    queue: Annotated[int, typer.Option(help="Takes that may wait, per device.")] = 8,
+    max_takes: Annotated[int, typer.Option(help="Takes that are kept.")] = 200,
+    max_length: Annotated[str, typer.Option(help="Length at which a take is finished.")] = "24h",
+    min_free: Annotated[float, typer.Option(help="GB that must stay free on the disk.")] = 0.5,
+    snapshot_every: Annotated[str, typer.Option(help="Of video, between snapshots.")] = "10s",
+    picture: Annotated[str, typer.Option(metavar="jpeg|webp", help="How frames are sent.")] = "jpeg",
+    quality: Annotated[int, typer.Option(help="Of pictures, 1 to 100.")] = 85,
+) -> None:
+    """Watch an endless video in the browser and steer it.
+
+    Prints the address of the page when it is there. Every take is recorded; stopped or killed, the server offers to
+    continue them when it is started again with the same folder.
+    """
+    from longtake.cli_serve import ServeRequest, duration, token_from
+    from longtake.cli_serve import serve as run
+
+    def request() -> ServeRequest:
+        from longtake.cli_prepare import Request
+        from longtake.live.settings import Settings
+
+        settings = Settings(
+            folder=folder,
+            host=host,
+            port=port,
+            token=token_from(token),
+            allow_hosts=tuple(allow_host or ()),
+            behind_proxy=behind_proxy,
+            ahead=duration("--ahead", ahead),
+            idle_pause=duration("--idle-pause", idle_pause),
+            turn=duration("--turn", turn),
+            queue=queue,
+            takes=max_takes,
+            max_seconds=duration("--max-length", max_length),
+            min_free=round(min_free * 1e9),
+            snapshot_every=duration("--snapshot-every", snapshot_every),
+            picture=picture,
+            quality=quality,
+        )
+        model_options = Request(
+            None,
+            model=model,
+            components=components,
+            loras=tuple(lora or ()),
+            memory_weights=memory_weights,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            quantize=quantize,
+            threads=threads,
+        )
+        return ServeRequest(model_options, settings)
 
     raise typer.Exit(run(request))
 
@@ -323,6 +383,7 @@ def parity(
 
 
 app.command("eval")(evaluate)
+app.command()(compare)
 
 
 @app.command()

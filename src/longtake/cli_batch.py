@@ -57,7 +57,7 @@ def generate_all(
         wanted = _items(request, settings, prompts, start or 0, end, out)
         facts = ModelFacts.read(asked_for(request, {}))
         folder = wanted[0].path.parent
-        made = _make(folder)
+        made = make_folder(folder)
         jobs = [job for job in (_job(request, item, facts) for item in wanted) if job is not None and job.done is None]
         _check_room(jobs, folder)
         if (done := len(wanted) - len(jobs)) and not request.quiet:
@@ -76,19 +76,19 @@ def generate_all(
         return say(f"{error.strerror or error} ({error.filename}).", 2)
     finally:
         if made is not None:
-            _remove(folder, made)
+            remove_folder(folder, made)
 
 
-def _make(folder: Path) -> Path | None:
+def make_folder(folder: Path) -> Path | None:
     """Makes a folder with those above it; returns the topmost that was made."""
     if folder.suffix.lower() == ".mp4" or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"With --prompts or --config, --out is the folder for the videos, and {folder} is none.")
+        raise ValueError(f"For several videos --out is the folder, and {folder} is none.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing[-1] if missing else None
 
 
-def _remove(folder: Path, topmost: Path) -> None:
+def remove_folder(folder: Path, topmost: Path) -> None:
     """Removes what was made, as far as nothing is in it."""
     with contextlib.suppress(OSError):
         while True:

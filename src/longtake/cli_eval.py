@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longtake.cli_options import Features, Window
 from longtake.cli_progress import say, tell, warn
 from longtake.evaluation.registry import METRICS
 from longtake.evaluation.settings import Settings, parse_boundaries
@@ -60,7 +61,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Draw curves over time into this folder, as SVG.")
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List what is measured: formulas, units, sources.")] = False,
-    window: Annotated[str, typer.Option(help="Length of the windows that trends are over.")] = "2s",
+    window: Window = "2s",
     chunk: Annotated[
         str, typer.Option(metavar="FIRST,REST|none", help="Frames of the first chunk and of later ones.")
     ] = "9,12",
@@ -68,14 +69,7 @@ def evaluate(
         str,
         typer.Option(metavar="FIRST,REST|none", help="Frames that the decoder makes of the first latent, of others."),
     ] = "1,4",
-    features: Annotated[
-        str,
-        typer.Option(
-            metavar="fixed|dino|clip|dinov2|DIR",
-            help="What identity and loops are judged by: colours and edges (no download), or a network, downloaded on "
-            "first use (340 to 610 MB) or in a folder.",
-        ),
-    ] = "fixed",
+    features: Features = "fixed",
     vbench: Annotated[
         bool,
         typer.Option(

@@ -13,7 +13,7 @@ from longtake.cli_prepare import Job, Request, default_offload, other_model, pre
 from longtake.cli_progress import PastLine, ProgressLine, Stop, say, tell, warn
 from longtake.plan import count, default_dtype, format_bytes, format_seconds
 from longtake.quiet import quieten_libraries
-from longtake.record import Recorded, Recording, snapshot_path
+from longtake.record import Progress, Recorded, Recording, snapshot_path
 
 if TYPE_CHECKING:
     from longtake.pipeline import LongTakePipeline
@@ -221,8 +221,19 @@ def load_for(job: Job) -> LongTakePipeline:
         raise ValueError(f"The model {model.name} cannot be loaded: {reason}") from error
 
 
-def record(job: Job, pipe: LongTakePipeline, stop: Stop, again: str | None = None) -> int:
-    """Makes the video of a settled job; returns the exit code. ``again`` is how to go on, if not by its own command."""
+def record(
+    job: Job,
+    pipe: LongTakePipeline,
+    stop: Stop,
+    again: str | None = None,
+    on_chunk: Callable[[Recording], None] | None = None,
+) -> int:
+    """Makes the video of a settled job; returns the exit code.
+
+    Args:
+        again: how to go on, if not by its own command.
+        on_chunk: called after every chunk, when it is written.
+    """
     import torch
 
     request, plan = job.request, job.plan
@@ -264,9 +275,15 @@ def record(job: Job, pipe: LongTakePipeline, stop: Stop, again: str | None = Non
         return say(f"{', '.join(job.devices)} has too little memory to begin the take: {_SMALLER}.", 1)
 
     progress = ProgressLine(request.out.name, recording.frames, quiet=request.quiet)
+
+    def after(done: Progress) -> None:
+        progress.update(done)
+        if on_chunk is not None:
+            on_chunk(recording)
+
     try:
         with stop.gently():
-            finished = recording.run(plan.seconds, on_chunk=progress.update, should_stop=stop)
+            finished = recording.run(plan.seconds, on_chunk=after, should_stop=stop)
     except OSError as error:
         progress.end()
         done = recording.frames / plan.model.fps

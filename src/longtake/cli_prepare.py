@@ -21,7 +21,7 @@ from longtake.facts import ModelFacts
 from longtake.lock import is_locked, locked_by_another
 from longtake.memory import Echo, parse_memory
 from longtake.placement import OFFLOADS, check_offload, parse_devices
-from longtake.plan import DTYPE_BYTES, Plan, count, default_dtype, format_bytes, format_seconds
+from longtake.plan import DTYPE_BYTES, Plan, check_memory, default_dtype, format_bytes, format_seconds
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
 
@@ -277,32 +277,6 @@ def _default_memory(request: Request, facts: ModelFacts) -> str:
     return Echo().spec() if saved is None else Echo(frames=saved["config"]["frames"]).spec()
 
 
-def check_memory(plan: Plan) -> None:
-    """Refuses a learned memory without trained weights, or with others than it needs, as far as headers tell.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    policy, facts = plan.policy, plan.model
-    if not isinstance(policy, Echo):
-        return
-    if not facts.may_have_memory:
-        raise ValueError(
-            f"The memory {policy.name} is learned, and there are no trained weights of it for the model {facts.name}: "
-            "give some with --memory-weights, or choose another --memory."
-        )
-    saved = facts.saved_memory
-    if saved is None:
-        return
-    if not saved["trained"]:
-        raise ValueError(
-            f"The memory weights for the model {facts.name} are untrained and can make no video: "
-            "give others with --memory-weights."
-        )
-    grid = (plan.height // facts.step, plan.width // facts.step)
-    policy.check_weights(saved["config"], facts.heads, facts.head_dim, grid, facts.layers)
-
-
 def other_model(out: Path, facts: ModelFacts, kept: Mapping[str, Any]) -> str:
     """The sentence for a snapshot that another model was used for."""
     return (
@@ -353,21 +327,8 @@ def _script(request: Request, found: Recorded | None, seconds: float | None, fac
 
 def check_words(script: Script, facts: ModelFacts) -> list[str]:
     warnings = _misspelt(script)
-    words = facts.pocket_words
-    if words is None:
-        return warnings
     for prompt in dict.fromkeys(segment.prompt for segment in script.segments):
-        if not words.content_words(prompt):
-            raise ValueError(f"The model {facts.name} knows nothing of {prompt!r}; it knows {words.what_it_knows()}.")
-        if unknown := words.unknown_words(prompt):
-            warnings.append(
-                f"The model {facts.name} does not know {', '.join(unknown)}; it knows {words.what_it_knows()}."
-            )
-        if left_out := words.words_too_many(prompt):
-            warnings.append(
-                f"The model {facts.name} reads {words.MAX_WORDS} words of a prompt at most: "
-                f"the last {count(left_out, 'word')} of {prompt!r} will have no effect."
-            )
+        warnings += facts.check_prompt(prompt)
     return warnings
 
 

@@ -138,7 +138,7 @@ class ModelFacts:
         """Whether there are, or may be, weights of a learned memory: only reading a checkpoint tells what is in it."""
         info = self.info
         bare = isinstance(info.transformer, Path) and not info.transformer.is_dir()
-        return info.memory_weights is not None or bool(info.loras) or bare or self._memory_file is not None
+        return info.memory_weights is not None or bool(info.loras) or bare or self.memory_file is not None
 
     @cached_property
     def saved_memory(self) -> dict[str, Any] | None:
@@ -148,10 +148,10 @@ class ModelFacts:
         Raises:
             ValueError: if they are damaged.
         """
-        return None if self._memory_file is None else saved_config(self._memory_file)
+        return None if self.memory_file is None else saved_config(self.memory_file)
 
     @property
-    def _memory_file(self) -> Path | None:
+    def memory_file(self) -> Path | None:
         """Where the memory weights are, but for those within a checkpoint."""
         if self.sources is None:
             return None
@@ -244,6 +244,29 @@ class ModelFacts:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return next((words for words in (world_words, first_words) if set(words.vocabulary()) <= known), None)
+
+    def check_prompt(self, prompt: str) -> list[str]:
+        """What of a prompt will have no effect, in sentences; none if the model's words are not known.
+
+        Raises:
+            ValueError: if the model knows nothing of it.
+        """
+        words = self.pocket_words
+        if words is None:
+            return []
+        if not words.content_words(prompt):
+            raise ValueError(f"The model {self.name} knows nothing of {prompt!r}; it knows {words.what_it_knows()}.")
+        warnings = []
+        if unknown := words.unknown_words(prompt):
+            warnings.append(
+                f"The model {self.name} does not know {', '.join(unknown)}; it knows {words.what_it_knows()}."
+            )
+        if left_out := words.words_too_many(prompt):
+            warnings.append(
+                f"The model {self.name} reads {words.MAX_WORDS} words of a prompt at most: "
+                f"the last {left_out} word{'s' * (left_out != 1)} of {prompt!r} will have no effect."
+            )
+        return warnings
 
     def signature(self) -> str | None:
         """Tells models apart by what is in their files, without loading them; None if they are not here yet.

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 # --- boxes -------------------------------------------------------------------------------------------------------
 
@@ -41,9 +41,8 @@ def _find(data: bytes | bytearray, path: str) -> tuple[int, int]:
     return start, end
 
 
-def _walk(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of each whole top-level box in the first `size` bytes of a file."""
-    start = 0
+def _walk(file: BinaryIO, size: int, start: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of each whole top-level box in the first `size` bytes of a file, from `start` on."""
     while start + 8 <= size:
         file.seek(start)
         head = file.read(16)
@@ -61,7 +60,7 @@ def _read_at(file: BinaryIO, start: int, end: int) -> bytes:
     return file.read(end - start)
 
 
-def write_all(file: io.FileIO, data: bytes) -> None:
+def write_all(file: io.FileIO | io.BytesIO, data: bytes) -> None:
     """Writes all of `data`; an unbuffered file may take less at a time."""
     view = memoryview(data)
     while view:
@@ -113,7 +112,7 @@ class Header:
         config = children.get(b"avcC", children.get(b"esds", b""))
         return cls(name, width, height, scale(media), config, scale(movie), fields, place - 4)
 
-    def write_duration(self, file: io.FileIO, frames: int, fps: Fraction) -> None:
+    def write_duration(self, file: io.FileIO | io.BytesIO, frames: int, fps: Fraction) -> None:
         """Writes the length into the header of a file, in place; 0 frames for one that is not known yet."""
         for offset, layout, scale in self.fields:
             ticks = round(frames * scale / fps)
@@ -181,14 +180,57 @@ def read_header(file: io.FileIO, size: int, frames: int) -> Header:
     try:
         header = Header.parse(_read_at(file, 0, header_end))
         moof = _read_at(file, *fragment)
-        (first,) = struct.unpack_from(">Q", moof, _find(moof, "moof/traf/tfdt")[0] + 4)
-        (duration,) = struct.unpack_from(">I", moof, _find(moof, "moof/traf/tfhd")[0] + 8)
-        (count,) = struct.unpack_from(">I", moof, _find(moof, "moof/traf/trun")[0] + 4)
+        first, duration, count = _timing(moof)
     except (KeyError, StopIteration, struct.error):
         raise ValueError(f"{file.name} is not a video that Longtake wrote, so it cannot be continued.") from None
     if end != size or duration == 0 or first + count * duration != frames * duration:
         raise ValueError(f"{file.name} does not have {frames} frames in its first {size} bytes as recorded.")
     return header
+
+
+class Fragment(NamedTuple):
+    """Where a fragment is in its file: its first frame and how many, its first byte and the one after its last."""
+
+    first: int
+    frames: int
+    start: int
+    end: int
+
+    @property
+    def last(self) -> int:
+        """Its last frame."""
+        return self.first + self.frames - 1
+
+
+def fragments(file: BinaryIO, start: int = 0) -> Iterator[Fragment]:
+    """The whole fragments of a file of ours in order, also of one that is growing. Reads a few bytes of each.
+
+    Args:
+        file: opened for reading.
+        start: where to begin, the end of an earlier fragment; 0 for the first.
+
+    Raises:
+        ValueError: the file is not one of ours.
+    """
+    moof: tuple[int, int] | None = None
+    for name, begin, end in _walk(file, os.fstat(file.fileno()).st_size, start):
+        if name == b"moof":
+            moof = (begin, end)
+        elif name == b"mdat" and moof is not None:
+            try:
+                first, duration, count = _timing(_read_at(file, *moof))
+                yield Fragment(first // duration, count, moof[0], end)
+            except (KeyError, struct.error, ZeroDivisionError):
+                raise ValueError("The video is damaged, or not one that Longtake wrote.") from None
+            moof = None
+
+
+def _timing(moof: bytes) -> tuple[int, int, int]:
+    """Of a fragment: its time and the duration of a frame in units of the timescale, and its frames."""
+    (first,) = struct.unpack_from(">Q", moof, _find(moof, "moof/traf/tfdt")[0] + 4)
+    (duration,) = struct.unpack_from(">I", moof, _find(moof, "moof/traf/tfhd")[0] + 8)
+    (count,) = struct.unpack_from(">I", moof, _find(moof, "moof/traf/trun")[0] + 4)
+    return first, duration, count
 
 
 def _whole_length(file: BinaryIO) -> int | None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake import sizes
+from longtake import operations, sizes
 from longtake.facts import ModelFacts
 from longtake.memory import DeepForcing, Echo, MemoryPolicy, MemRoPE
 
@@ -30,6 +30,7 @@ _SPEED = {
 _MORE_CORES = 0.8
 _SECONDS_PER_BLOCK = 3e-4  # to start a transformer block's operations, however small they are
 _SECONDS_PER_PIXEL = 2.5e-7  # to encode a picture
+_TEXT_TOKENS = 512  # of a prompt, at most
 
 
 def frames_in(seconds: float, fps: float) -> int:
@@ -37,16 +38,24 @@ def frames_in(seconds: float, fps: float) -> int:
     return max(1, round(seconds * fps))
 
 
+def slots_of(policy: MemoryPolicy, chunk: int) -> list[tuple[str, int]]:
+    """What a policy's slots hold once full, as (role, frames), in order of position."""
+    tokens: list[tuple[str, int]] = []
+    if isinstance(policy, MemRoPE):
+        tokens = [(name, 1) for name in ("long", "short") if policy.averages in ("both", name)]
+    tokens += [("memory", policy.frames)] if isinstance(policy, Echo) else []
+    tokens += [("chosen", policy.chosen)] if isinstance(policy, DeepForcing) else []
+    recent = policy.capacity(chunk) - policy.sink - sum(count for _, count in tokens) - chunk
+    slots = [("sink", policy.sink), *tokens, ("recent", recent), ("current", chunk)]
+    return [(role, count) for role, count in slots if count > 0]
+
+
 def memory_layout(policy: MemoryPolicy, chunk: int) -> str:
     """What a policy's slots hold once full, e.g. ``3 sink + 1 long + 1 short + 4 recent + 3 current = 12 frames``."""
-    total = policy.capacity(chunk)
     if isinstance(policy, DeepForcing):
         return _in_turn(policy, chunk)
-    tokens = ["1 long", "1 short"] if isinstance(policy, MemRoPE) else []
-    tokens += [f"{policy.frames} memory"] if isinstance(policy, Echo) else []
-    recent = total - policy.sink - sum(int(token.split()[0]) for token in tokens) - chunk
-    parts = [f"{policy.sink} sink"] * (policy.sink > 0) + tokens + [f"{recent} recent"] * (recent > 0)
-    return " + ".join([*parts, f"{chunk} current"]) + f" = {total} frames"
+    parts = [f"{count} {role}" for role, count in slots_of(policy, chunk)]
+    return " + ".join(parts) + f" = {policy.capacity(chunk)} frames"
 
 
 def _in_turn(policy: DeepForcing, chunk: int) -> str:
@@ -118,23 +127,14 @@ class Plan:
     def chunk_operations(self) -> float:
         """Multiplications and additions per chunk: all forwards of the transformer, and the decoder."""
         model = self.model
-        width = model.heads * model.head_dim
-        # Self-attention has four matrices; of cross-attention's, two see the prompt, once.
-        per_token = 2 * (4 + 2) * width**2 + 4 * width * model.ffn
-        per_token += 4 * width * self.policy.capacity(self._chunk_slots) * self._frame_tokens
-        forward = model.layers * per_token * self._chunk_slots * self._frame_tokens
-        return (len(model.denoising_steps) + 1) * forward + self._decoder_operations
-
-    @property
-    def _decoder_operations(self) -> float:
-        dims, blocks, pixels = self._decoder_shape
-        frames, total = self.model.chunk, 0.0
-        doubles = [*reversed(self.model.vae.get("temperal_downsample", (False, True, True))), False]
-        for level, dim in enumerate(dims):
-            convolutions = 2 * blocks + 4 * (level == 0)  # the middle has two blocks of its own
-            total += 2 * 27 * dim**2 * convolutions * pixels * 4**level * frames
-            frames *= 2 if doubles[min(level, len(doubles) - 1)] else 1
-        return total
+        frame = self._frame_tokens
+        queries, keys = self._chunk_slots * frame, self.policy.capacity(self._chunk_slots) * frame
+        denoise, commit = (
+            operations.forward_operations(model.transformer, queries, keys, _TEXT_TOKENS, commit=commit).total
+            for commit in (False, True)
+        )
+        decoder = operations.decoder_operations(model.vae, self.height, self.width, model.chunk)
+        return len(model.denoising_steps) * denoise + commit + decoder
 
     def estimate_seconds(self, device: str, cores: int = 1) -> float:
         """Seconds that making the video may take, the loading of the model not counted: a guess, from the work."""
@@ -157,15 +157,6 @@ class Plan:
         return self.memory_bytes * 2 // 3 + cache * DTYPE_BYTES[self.dtype]
 
     @property
-    def _decoder_shape(self) -> tuple[list[int], int, int]:
-        """Channels per level, residual blocks per level, and pixels of a latent frame."""
-        vae = self.model.vae
-        base = int(vae.get("decoder_base_dim") or vae.get("base_dim", 96))
-        dims = [base * int(m) for m in reversed(vae.get("dim_mult", (1, 2, 4, 4)))]
-        blocks = int(vae.get("num_res_blocks", 2)) + 1
-        return dims, blocks, (self.height // self.model.spatial) * (self.width // self.model.spatial)
-
-    @property
     def video_bytes(self) -> int:
         """Rough size of the file. Pictures differ; this is a guess on the low side."""
         pixels = self.height * self.width
@@ -176,6 +167,32 @@ class Plan:
     def disk_bytes(self) -> int:
         """What the disk must have free: the video, and two snapshots, as a new one is whole before the old one goes."""
         return self.video_bytes + 2 * self.snapshot_bytes
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuses a learned memory without trained weights, or with others than it needs, as far as headers tell.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    policy, facts = plan.policy, plan.model
+    if not isinstance(policy, Echo):
+        return
+    if not facts.may_have_memory:
+        raise ValueError(
+            f"The memory {policy.name} is learned, and there are no trained weights of it for the model {facts.name}: "
+            "give some with --memory-weights, or choose another --memory."
+        )
+    saved = facts.saved_memory
+    if saved is None:
+        return
+    if not saved["trained"]:
+        raise ValueError(
+            f"The memory weights for the model {facts.name} are untrained and can make no video: "
+            "give others with --memory-weights."
+        )
+    grid = (plan.height // facts.step, plan.width // facts.step)
+    policy.check_weights(saved["config"], facts.heads, facts.head_dim, grid, facts.layers)
 
 
 def bfloat16_units() -> list[str]:

@@ -24,8 +24,10 @@ from longtake.plan import frames_in
 from longtake.snapshot import read_snapshot, read_snapshot_data, write_snapshot
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from longtake.pipeline import LongTakePipeline
-    from longtake.take import Take
+    from longtake.take import Chunk, Take
     from longtake.video import VideoWriter
 
 SNAPSHOT_EVERY = 10.0  # seconds of video
@@ -112,11 +114,18 @@ def _fits(values: Any, kinds: Mapping[str, type], all_of_them: bool) -> bool:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a recording is: frames in the file, and frames asked for."""
+    """How far a recording is: frames in the file, and frames asked for; and what was added to it just now.
+
+    Attributes:
+        chunk: the newest chunk.
+        video: what of it was written, uint8 RGB ``[frames, height, width, 3]``.
+    """
 
     frames: int
     total: int
     fps: float
+    chunk: Chunk
+    video: np.ndarray
 
 
 class Recording:
@@ -213,6 +222,11 @@ class Recording:
         """Frames in the file."""
         return self.writer.position["frames"]
 
+    @property
+    def snapshot_frames(self) -> int:
+        """Frames that the newest snapshot written here continues after."""
+        return self._snapshot_at
+
     def run(
         self,
         seconds: float,
@@ -249,27 +263,35 @@ class Recording:
         held = None
         try:
             try:
-                self._snapshot()
+                self.snapshot()
                 while (left := total - self.frames) > 0 and not (should_stop is not None and should_stop()):
                     if self.frames - self._snapshot_at >= self._every:
-                        self._snapshot()
+                        self.snapshot()
                     if take.frames_in(take.index + 1) - take.frames_done > left:
                         # The last chunk will be cut. A longer take needs all of it, so it continues from before.
                         held = (*take.state(), self.writer.position)
-                    self.writer.write(take.next_chunk().to_uint8()[:left])
+                    chunk = take.next_chunk()
+                    video = chunk.to_uint8()[:left]
+                    self.writer.write(video)
                     if on_chunk is not None:
-                        on_chunk(Progress(self.frames, total, self.fps))
+                        on_chunk(Progress(self.frames, total, self.fps, chunk, video))
             finally:
                 self.writer.close()
             finished = self.frames >= total
             tensors, data, position = held or (*take.state(), self.writer.position)
             end = {"finished": self.writer.position} if finished else {}
             self._write(tensors, data, position, end)
+            self._snapshot_at = position["frames"]
             return finished
         finally:
             self._lock.release()
 
-    def _snapshot(self) -> None:
+    def snapshot(self) -> None:
+        """Writes a snapshot now; :meth:`run` does so by itself. Only between chunks, e.g. when asked whether to stop.
+
+        Raises:
+            OSError: if the disk does not take it; the last one is untouched.
+        """
         # The snapshot must never speak of frames that a power cut could still take.
         self.writer.sync()
         self._write(*self.take.state(), self.writer.position, {})

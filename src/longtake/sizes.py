@@ -167,7 +167,7 @@ def memory_bytes(
     per_token = layers * heads * head_dim
     count = 3 * policy.capacity(chunk) * tokens * per_token * width
     if isinstance(policy, MemRoPE):
-        count += 2 * 2 * (tokens if _per_position(policy) else 1) * per_token * 4
+        count += len(policy.kept) * 2 * (tokens if _per_position(policy) else 1) * per_token * 4
     if isinstance(policy, Echo):
         count += policy.frames * tokens * heads * head_dim * 4
     if isinstance(policy, DeepForcing):
@@ -236,7 +236,7 @@ def encoding_bytes(config: Config, width: int, text_tokens: int = 512) -> int:
 # The autoencoder
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """A level of the decoder: channels in and out, residual blocks, and how it ends ("2d", "3d" or "")."""
 
     inputs: int
@@ -246,7 +246,8 @@ class _Level(NamedTuple):
     up_outputs: int
 
 
-def _decoder(config: Config) -> Iterator[_Level]:
+def decoder_levels(config: Config) -> Iterator[Level]:
+    """Of the decoder of an ``AutoencoderKLWan``, from the latents up."""
     residual = bool(config.get("is_residual", False))
     base = int(config.get("decoder_base_dim") or config.get("base_dim", 96))
     multiples = [int(n) for n in config.get("dim_mult", (1, 2, 4, 4))]
@@ -256,7 +257,7 @@ def _decoder(config: Config) -> Iterator[_Level]:
         last = index == len(multiples) - 1
         up = "" if last else "3d" if doubles[index] else "2d"
         halved = inputs // 2 if index and not residual else inputs
-        yield _Level(
+        yield Level(
             halved,
             outputs,
             int(config.get("num_res_blocks", 2)) + 1,
@@ -279,7 +280,7 @@ def vae_numbers(config: Config) -> int:
     latent = int(config.get("z_dim", 16))
     total = (2 * latent + 1) * 2 * latent + (latent + 1) * latent
     # The decoder
-    levels = list(_decoder(config))
+    levels = list(decoder_levels(config))
     total += 27 * latent * levels[0].inputs + levels[0].inputs + _middle_numbers(levels[0].inputs)
     for level in levels:
         total += _residual_numbers(level.inputs, level.outputs)
@@ -310,7 +311,7 @@ def vae_numbers(config: Config) -> int:
 
 def decoder_cache(config: Config, height: int, width_pixels: int) -> int:
     """Numbers that the decoder keeps between latents: the last two frames before every convolution over time."""
-    levels = list(_decoder(config))
+    levels = list(decoder_levels(config))
     spatial = int(config.get("scale_factor_spatial", 8))
     pixels = (height // spatial) * (width_pixels // spatial)
     total = 2 * pixels * (int(config.get("z_dim", 16)) + 4 * levels[0].inputs)
@@ -328,7 +329,7 @@ def decoding_bytes(config: Config, height: int, width_pixels: int, width: int, l
     cache, then padded) and its upsampling hold at the same time.
     """
     spatial = int(config.get("scale_factor_spatial", 8))
-    levels = list(_decoder(config))
+    levels = list(decoder_levels(config))
     pixels = (height // spatial) * (width_pixels // spatial)
     small = width < 4
     frames, most = 1, 0

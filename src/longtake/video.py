@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -319,6 +319,8 @@ def _as_rate(fps: int | float | Fraction) -> Fraction:
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
+Source: TypeAlias = str | os.PathLike[str] | io.BytesIO
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -337,18 +339,24 @@ class VideoInfo:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Source) -> Iterator[tuple[Any, Any]]:
     """Container and first video stream of a file, without what is left of a fragment cut off by a crash."""
-    with open(path, "rb") as file:
-        whole = without_torn_end(file)
+    with contextlib.ExitStack() as stack:
+        whole: Any = path
+        if not isinstance(path, io.BytesIO):
+            whole = without_torn_end(stack.enter_context(open(path, "rb"))) or os.fspath(path)
         try:
-            container = av.open(os.fspath(path) if whole is None else whole)
+            container = av.open(whole)
         except av.error.FFmpegError:
-            raise ValueError(f"{os.fspath(path)} cannot be read as a video.") from None
+            raise ValueError(f"{_called(path)} cannot be read as a video.") from None
         with container:
             if not container.streams.video:
-                raise ValueError(f"{os.fspath(path)} has no video in it.")
+                raise ValueError(f"{_called(path)} has no video in it.")
             yield container, container.streams.video[0]
+
+
+def _called(path: Source) -> str:
+    return "The video" if isinstance(path, io.BytesIO) else os.fspath(path)
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -393,8 +401,8 @@ def shown_until(path: str | os.PathLike[str]) -> Fraction:
     return end
 
 
-def read_timed_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Fraction, np.ndarray]]:
-    """The frames of a video file in order, decoded as they are asked for.
+def read_timed_frames(path: Source) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """The frames of a video file, or of one in memory, in order, decoded as they are asked for.
 
     Yields:
         When a frame is first shown, in seconds by its time stamp, and the frame as its camera meant it to be held up:
@@ -414,7 +422,7 @@ def read_timed_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Fraction, 
             except StopIteration:
                 return
             except av.error.FFmpegError:
-                raise ValueError(f"{os.fspath(path)} is damaged after {index} frames.") from None
+                raise ValueError(f"{_called(path)} is damaged after {index} frames.") from None
             # Untagged video follows the custom of players: BT.709 from 720 lines on.
             guess = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
             full = int(frame.color_range) == int(ColorRange.JPEG) or frame.format.is_rgb
@@ -431,7 +439,7 @@ def read_timed_frames(path: str | os.PathLike[str]) -> Iterator[tuple[Fraction, 
             yield time, np.rot90(rgb.to_ndarray(), turns)
 
 
-def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+def read_frames(path: Source) -> Iterator[np.ndarray]:
     """The frames of :func:`read_timed_frames` without their times."""
     for _, frame in read_timed_frames(path):
         yield frame

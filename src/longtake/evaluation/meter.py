@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -152,6 +153,14 @@ class Meter:
         self._window.clear()
         self._colours[:] = 0
         self._in_window = 0
+
+    def so_far(self) -> Measured:
+        """What :meth:`result` would say if the video ended here; the measuring can go on.
+
+        Raises:
+            ValueError: no frames.
+        """
+        return copy.deepcopy(self, {id(self._extract): self._extract}).result()  # a network is not copied
 
     def result(self) -> Measured:
         """Of the whole video. Ends the measuring: a last window counts if at least half of it is there.

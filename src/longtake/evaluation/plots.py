@@ -16,6 +16,7 @@ from longtake.evaluation.registry import METRICS
 _WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 16, 34, 44
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
+_DASHES = ("", ' stroke-dasharray="7 4"', ' stroke-dasharray="2 4"')
 _MOST = 2000  # points of a line
 
 
@@ -51,15 +52,23 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     return files
 
 
-def chart(lines: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], title: str, below: str) -> str | None:
+def chart(
+    lines: Sequence[tuple[np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    title: str,
+    below: str,
+    bands: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+) -> str | None:
     """A line chart as SVG text; None if there is no number in it.
 
     Args:
         lines: x and y of each line, ``[n]`` each; nan leaves a gap.
         names: of the lines.
         title, below: what stands above, and below the horizontal axis.
+        bands: low and high end of what is shaded behind each line, ``[n]`` each; for all lines, or none.
     """
     known = [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in lines]
+    known += [(x[~np.isnan(y)], y[~np.isnan(y)]) for (x, _), band in zip(lines, bands, strict=False) for y in band]
     xs, ys = (np.concatenate([line[i] for line in known]) if known else np.zeros(0) for i in (0, 1))
     if not len(ys):
         return None
@@ -76,6 +85,7 @@ def chart(lines: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], 
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT + legend}" '
+        f'viewBox="0 0 {_WIDTH} {_HEIGHT + legend}" '
         'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="#fff"/>',
         f'<text x="{_LEFT}" y="20" font-size="14">{escape(title)}</text>',
@@ -88,8 +98,16 @@ def chart(lines: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], 
     for x in ticks_x:
         at, _ = place(x, ticks_y[0])
         parts.append(f'<text x="{at:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x:.6g}</text>')
+    for index, ((x_of, _), (low, high)) in enumerate(zip(lines, bands, strict=False)):
+        there = ~np.isnan(low + high)
+        edge = [*zip(x_of[there], low[there], strict=True), *zip(x_of[there][::-1], high[there][::-1], strict=True)]
+        path = [f"{across:.1f} {down:.1f}" for across, down in (place(float(x), float(y)) for x, y in edge)]
+        if path:
+            colour = _COLOURS[index % len(_COLOURS)]
+            parts.append(f'<path d="M{"L".join(path)}Z" fill="{colour}" fill-opacity="0.15"/>')
     for index, (line, name) in enumerate(zip(lines, names, strict=True)):
         colour = _COLOURS[index % len(_COLOURS)]
+        dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
         path, pen = [], "M"
         for x, y in zip(*line, strict=True):
             if math.isnan(y):
@@ -100,12 +118,13 @@ def chart(lines: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], 
             pen = "L"
         # with h0 and a round cap, a line of one point is seen, too
         parts.append(
-            f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round"/>'
+            f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round"{dashes}/>'
         )
         if legend:
             at_y = _HEIGHT + 16 * index
-            parts.append(f'<rect x="{_LEFT}" y="{at_y}" width="10" height="10" fill="{colour}"/>')
-            parts.append(f'<text x="{_LEFT + 16}" y="{at_y + 10}">{escape(name)}</text>')
+            ends = f'x1="{_LEFT}" x2="{_LEFT + 24}" y1="{at_y + 5}" y2="{at_y + 5}"'
+            parts.append(f'<line {ends} stroke="{colour}" stroke-width="4"{dashes}/>')
+            parts.append(f'<text x="{_LEFT + 30}" y="{at_y + 10}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -37,6 +37,8 @@ class MemRoPE(MemoryPolicy):
             once. "released" does as the released code, for parity: the two oldest of them are dropped unseen, and
             an adaptive rate may pass 1 (with ``short`` above 0.2), where the fast average overshoots and, above 0.4,
             can grow without bound.
+        averages: "both", or "long" or "short" alone, which is one memory frame less (the paper's ablation). Give that
+            frame to ``recent`` to compare at equal frames.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -50,33 +52,43 @@ class MemRoPE(MemoryPolicy):
     adaptive: bool = False
     ids: str = "relative"
     first_eviction: str = "fold"
+    averages: str = "both"
 
     name: ClassVar[str] = "memrope"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "pooling": ("global", "position"),
         "ids": ("relative", "absolute"),
         "first_eviction": ("fold", "released"),
+        "averages": ("both", "long", "short"),
     }
 
     def __post_init__(self) -> None:
         self._check({"sink": 0, "recent": 0}, rates=("long", "short"))
         if not isinstance(self.adaptive, bool):
             raise ValueError(f"memrope: adaptive must be true or false, not {self.adaptive!r}.")
+        if self.adaptive and self.averages == "long":
+            raise ValueError("memrope: adaptive is about the fast average, and averages=long has none.")
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Tags of the averages there are."""
+        return {"both": (LONG, SHORT), "long": (LONG,), "short": (SHORT,)}[self.averages]
 
     def capacity(self, chunk: int) -> int:
-        return self.sink + 2 + self.recent + chunk
+        return self.sink + len(self.kept) + self.recent + chunk
 
     def begin_chunk(self, memory: Memory) -> Update:
         overflow = memory.used + memory.chunk - memory.capacity
         if overflow <= 0:
             return Update()
-        if LONG in memory.tags:
+        if self.kept[0] in memory.tags:
             folded = oldest(memory, self.sink, overflow)
             keys, values = self._pool(memory, folded)
             return Update(folded, self._average(memory, keys, values))
-        leaving = oldest(memory, self.sink, overflow + 2)
-        keys, values = self._pool(memory, leaving if self.first_eviction == "fold" else leaving[2:])
-        return Update(leaving, {LONG: (keys, values), SHORT: (keys, values)})
+        more = len(self.kept)
+        leaving = oldest(memory, self.sink, overflow + more)
+        pooled = self._pool(memory, leaving if self.first_eviction == "fold" else leaving[more:])
+        return Update(leaving, {tag: pooled for tag in self.kept})
 
     def _pool(self, memory: Memory, slots: list[int]) -> tuple[Tensor, Tensor]:
         """Mean of the keys and of the values of some slots, float32: [layers, batch, tokens or 1, heads, head_dim]."""
@@ -95,17 +107,19 @@ class MemRoPE(MemoryPolicy):
         return sums[0] / len(slots), sums[1] / len(slots)
 
     def _average(self, memory: Memory, keys: Tensor, values: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        long, short = memory.averages[LONG], memory.averages[SHORT]
-        fast: float | Tensor = self.short
+        rates: dict[int, float | Tensor] = {LONG: self.long, SHORT: self.short}
         if self.adaptive:
-            motion = (keys - short[0]).norm(dim=-1).mean(-1)  # [layers, batch, tokens]
+            motion = (keys - memory.averages[SHORT][0]).norm(dim=-1).mean(-1)  # [layers, batch, tokens]
             motion = motion / (motion.amax(-1, keepdim=True) + 1e-8)
-            rates = 0.1 * self.short + motion * (4.9 * self.short)
+            fast = 0.1 * self.short + motion * (4.9 * self.short)
             # Beyond 1 an average would overshoot what it follows; only short > 0.2 gets there.
-            fast = (rates if self.first_eviction == "released" else rates.clamp(max=1))[..., None, None]
+            rates[SHORT] = (fast if self.first_eviction == "released" else fast.clamp(max=1))[..., None, None]
         return {
-            LONG: (_towards(long[0], keys, self.long), _towards(long[1], values, self.long)),
-            SHORT: (_towards(short[0], keys, fast), _towards(short[1], values, fast)),
+            tag: (
+                _towards(memory.averages[tag][0], keys, rates[tag]),
+                _towards(memory.averages[tag][1], values, rates[tag]),
+            )
+            for tag in self.kept
         }
 
 

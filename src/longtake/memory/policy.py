@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,6 +163,18 @@ class MemoryPolicy(ABC):
             if (value := getattr(self, f.name)) != f.default or f.default is MISSING
         ]
         return self.name + (":" + ",".join(changed) if changed else "")
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every setting as it is: ``name``, ``value``, ``type`` and the accepted ``choices`` of a text (else None)."""
+        return [
+            {
+                "name": f.name,
+                "value": getattr(self, f.name),
+                "type": type(getattr(self, f.name)).__name__,
+                "choices": list(self.choices[f.name]) if f.name in self.choices else None,
+            }
+            for f in fields(self)  # type: ignore[arg-type]
+        ]
 
     def _check(self, least: Mapping[str, int], rates: Sequence[str] = ()) -> None:
         for key, bound in least.items():

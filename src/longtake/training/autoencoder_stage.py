@@ -1,4 +1,4 @@
-"""The first stage of the pocket model: its autoencoder, `AutoencoderKLWan` in a tiny configuration."""
+"""The first stages of the pocket model: its autoencoder, a tiny `AutoencoderKLWan`, and that one's decoder alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from PIL import Image
 from torch import Tensor
 
 from longtake.training.clip_vae import decode_clip, encode_clip
-from longtake.training.config import Config
 from longtake.training.run import Run
+from longtake.training.sections import Decoder, Reconstruction
 from longtake.training.stage import Figure, Stage
 from longtake.training.teacher import strip
-from longtake.training.worlddata import HELD_OUT, PIXELS, WorldClips, as_input, measured, new_vae, world_size
+from longtake.training.worlddata import (
+    HELD_OUT,
+    PIXELS,
+    WorldClips,
+    as_input,
+    decoder_of,
+    measured,
+    new_vae,
+    world_size,
+)
 
 
 class AutoencoderStage(Stage):
@@ -29,24 +38,29 @@ class AutoencoderStage(Stage):
     title = "the pocket model's autoencoder, on rendered clips"
     splits = False  # whole clips go through its layers, not through its forward
 
+    @property
+    def settings(self) -> Reconstruction:
+        """What it is shown, and what counts."""
+        return self.config.autoencoder
+
     def check_config(self) -> None:
         height, width = world_size(self.config)
-        crop, frames = self.config.autoencoder.crop, self.config.autoencoder.frames
+        crop, frames = self.settings.crop, self.settings.frames
         most = min(height, width)  # of the picture
         if crop % PIXELS or crop > most:
-            raise ValueError(f"autoencoder.crop must be a multiple of {PIXELS} of at most {most} pixels, not {crop}.")
+            raise ValueError(f"{self.name}.crop must be a multiple of {PIXELS} of at most {most} pixels, not {crop}.")
         if frames % 4 != 1:
-            raise ValueError(f"autoencoder.frames must be a multiple of 4 and one more, like 25, not {frames}.")
+            raise ValueError(f"{self.name}.frames must be a multiple of 4 and one more, like 25, not {frames}.")
         if self.config.data.source != "world":
-            raise ValueError("The stage 'autoencoder' is trained on the pocket world: set data.source to world.")
+            raise ValueError(f"The stage {self.name!r} is trained on the pocket world: set data.source to world.")
 
     def build(self, run: Run) -> None:
-        stage, data = self.config.autoencoder, self.config.data
-        part, fewer = len(run.samples(0)) // self.config.run.accumulate, _fewer(self.config)
+        stage, data = self.settings, self.config.data
+        part, fewer = len(run.samples(0)) // self.config.run.accumulate, self._fewer()
         if part % fewer:
             raise ValueError(
                 f"In steps of whole clips one sample of {fewer} is used: samples per process and part must be a "
-                f"multiple of that, not {part}; set autoencoder.batch, or a larger autoencoder.crop."
+                f"multiple of that, not {part}; set {self.name}.batch, or a larger {self.name}.crop."
             )
         if not run.for_export:
             place = (run.batch, data.cache, data.reuse)
@@ -56,15 +70,18 @@ class AutoencoderStage(Stage):
         for p in vae.parameters():
             if p.ndim == 5:  # what bfloat16 convolutions want, on a CPU and on a GPU
                 p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
-        self.network = run.network("vae", vae)
+        self._networks(run, vae)
+
+    def _networks(self, run: Run, vae: AutoencoderKLWan) -> None:
+        self.network, self.vae = run.network("vae", vae), vae
 
     def step(self, run: Run, step: int) -> Mapping[str, Tensor]:
-        whole = step % self.config.autoencoder.whole_every == self.config.autoencoder.whole_every - 1
+        whole = step % self.settings.whole_every == self.settings.whole_every - 1
         sums: dict[str, Tensor] = {}
         for samples in run.parts(step):
             video, cover, noise = self._batch(run, step, samples, whole)
             losses = self._losses(run, video, cover, noise)
-            run.backward(losses["rebuilt"] + self.config.autoencoder.kl * losses["kl"])
+            run.backward(self._total(losses))
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0.0) + loss.detach() / self.config.run.accumulate
         return sums
@@ -72,9 +89,9 @@ class AutoencoderStage(Stage):
     def _batch(self, run: Run, step: int, samples: range, whole: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Video [n, 3, frames, h, w] in [-1, 1], cover [n, 1, ...] in [0, 1], and noise for each one's latents."""
         height, width = world_size(self.config)
-        crop = self.config.autoencoder.crop
+        crop = self.settings.crop
         # a whole clip is as much work as several crops: of the same samples, every so many
-        fewer = _fewer(self.config) if whole else 1
+        fewer = self._fewer() if whole else 1
         videos, covers, noise = [], [], []
         for sample in samples[::fewer]:  # the same whatever the parts, as they are multiples of it
             g = run.generator(step, sample)
@@ -91,26 +108,34 @@ class AutoencoderStage(Stage):
         return video, torch.stack(covers).transpose(1, 2).float() / 255, noise
 
     def _losses(self, run: Run, video: Tensor, cover: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
-        vae = self.network.module
         with run.autocast():
-            mean, logvar = (x.float() for x in encode_clip(vae, video))
+            mean, logvar = (x.float() for x in encode_clip(self.vae, video))
             latents = mean + torch.exp(0.5 * logvar) * torch.stack(noise).to(run.device)
-            out = decode_clip(vae, latents).float()
-        weight = 1 + (self.config.autoencoder.moving - 1) * cover
+            rebuilt = self._rebuilt(latents, video, cover)
+        return {**rebuilt, "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()}
+
+    def _rebuilt(self, latents: Tensor, video: Tensor, cover: Tensor) -> dict[str, Tensor]:
+        """The loss of what is made of latents, and its PSNR."""
+        out = decode_clip(self.vae, latents).float()
+        weight = 1 + (self.settings.moving - 1) * cover
         error = (out.detach().clamp(-1, 1) - video).square().mean() / 4
-        return {
-            "rebuilt": reconstruction_loss(out, video, weight),
-            "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
-            "psnr": -10 * torch.log10(error + 1e-10),
-        }
+        return {"rebuilt": reconstruction_loss(out, video, weight), "psnr": -10 * torch.log10(error + 1e-10)}
+
+    def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return losses["rebuilt"] + self.config.autoencoder.kl * losses["kl"]
+
+    def _fewer(self) -> int:
+        """Of how many samples one is used in steps of whole clips: about as many crops are as much work."""
+        height, width = world_size(self.config)
+        return max(1, height * width // self.settings.crop**2)
 
     def sample(self, run: Run) -> Image.Image | None:
         """In pairs of rows: clips that training never sees, and what the autoencoder makes of them."""
         rows = []
         for number in range(3):
             video = self._held_out_clips(run, 49).make(HELD_OUT + number).video
-            with self.network.averaged() as vae, torch.no_grad(), run.autocast():
-                out = decode_clip(vae, encode_clip(vae, as_input(video[None]))[0]).float()
+            with self.network.averaged(), torch.no_grad(), run.autocast():
+                out = decode_clip(self.vae, encode_clip(self.vae, as_input(video[None]))[0]).float()
             made = ((out[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).transpose(0, 1)
             rows += [x.permute(0, 2, 3, 1).cpu() for x in (video, made)]
         return strip(torch.stack(rows))
@@ -126,8 +151,9 @@ class AutoencoderStage(Stage):
         for number in range(6):
             clip = clips.make(HELD_OUT + number)
             video, cover = clip.video, clip.cover
-            with self.network.averaged() as vae, run.autocast():
-                out = decode_clip(vae, encode_clip(vae, as_input(video[None]))[0]).float()[0].transpose(0, 1)
+            with self.network.averaged(), run.autocast():
+                latents = encode_clip(self.vae, as_input(video[None]))[0]
+                out = decode_clip(self.vae, latents).float()[0].transpose(0, 1)
             error = (out.clamp(-1, 1) - (video.float() / 127.5 - 1)).square().mean(1, keepdim=True) / 4
             share = cover.float() / 255
             errors["whole"].append(error.mean())
@@ -146,16 +172,45 @@ class AutoencoderStage(Stage):
     def outputs(self, run: Run) -> Mapping[str, Any]:
         with self.network.averaged() as module:
             weights = {n: t.clone() for n, t in module.state_dict().items()}
-        vae = self.network.module
-        assert isinstance(vae, AutoencoderKLWan)
-        vae.load_state_dict(weights)
-        return {"vae": measured(vae.eval(), self.config)}
+        self.network.module.load_state_dict(weights)
+        return {"vae": measured(self.vae.eval(), self.config)}
 
 
-def _fewer(config: Config) -> int:
-    """Of how many samples one is used in steps of whole clips: about as many crops are as much work."""
-    height, width = world_size(config)
-    return max(1, height * width // config.autoencoder.crop**2)
+class DecoderStage(AutoencoderStage):
+    """The autoencoder's decoder alone: a denoiser knows the latents, so the encoder stays as it is.
+
+    Its latents are those of the stage before, with noise of up to a share of their deviation.
+    """
+
+    name = "decoder"
+    title = "its decoder alone: the latents stay as the other stages know them"
+
+    @property
+    def settings(self) -> Decoder:
+        """What it is shown, and what counts."""
+        return self.config.decoder
+
+    def needs(self) -> tuple[str, ...]:
+        return ("autoencoder",)
+
+    def _networks(self, run: Run, vae: AutoencoderKLWan) -> None:
+        run.load_previous("autoencoder", "vae", vae)
+        run.frozen(vae)
+        self.vae, self.network = vae, run.network("vae", decoder_of(vae).requires_grad_(True))
+
+    def _losses(self, run: Run, video: Tensor, cover: Tensor, noise: list[Tensor]) -> dict[str, Tensor]:
+        drawn = torch.stack(noise).to(run.device)
+        with run.autocast():
+            with torch.no_grad():
+                latents = encode_clip(self.vae, video)[0].float()
+                spread = latents.std((0, 2, 3, 4), keepdim=True)
+                # how much: from the noise itself, so that nothing else has to be drawn
+                share = torch.special.ndtr(drawn[:, :1, :1, :1, :1]) * self.settings.noise
+                latents = latents + share * spread * drawn
+            return self._rebuilt(latents, video, cover)
+
+    def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return losses["rebuilt"]
 
 
 def _corner(middles: Tensor, crop: int, size: tuple[int, int], g: torch.Generator) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from longtake.attention import _self_projections
 from longtake.rope import Rope, rotate
 from longtake.training.causal import Layout
+from longtake.training.plain import pays, plain
 from longtake.transfer import send
 
 KERNELS = ("auto", "plain", "fused")
@@ -73,12 +74,6 @@ class _Forward:
         return self.tables[device]
 
 
-# Scores up to which plain products beat the fused kernel on a CPU (twice as fast in forward and backward while the
-# scores stay in a core's cache, slower beyond): most elements of a batch together, and one element.
-_SLICE = 1 << 20
-_PLAIN = 1 << 21
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto", backend: Any = None) -> Tensor:
     """Attention without a mask over ``[batch, tokens, heads, head_dim]``.
 
@@ -89,23 +84,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto", backend: Any =
             ``benchmarks/causal_attention.py``).
         backend: diffusers' attention backend, for "fused".
     """
-    scores = q.shape[1] * k.shape[1] * q.shape[2]
+    turned = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     if kernel == "auto":
-        kernel = "plain" if q.device.type == "cpu" and scores <= _PLAIN else "fused"
+        kernel = "plain" if pays(*turned[:2]) else "fused"
     if kernel == "fused":
         out: Tensor = dispatch_attention_fn(
             q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=None
         )
         return out
-    parts = (x.split(max(1, _SLICE // scores)) for x in (q, k, v))
-    outs = [_products(*part) for part in zip(*parts, strict=True)]
-    return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-
-def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
+    return plain(*turned).transpose(1, 2)
 
 
 class CausalAttnProcessor(WanAttnProcessor):

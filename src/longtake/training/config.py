@@ -18,6 +18,7 @@ from longtake.training.sections import (
     Causal,
     Consistency,
     Data,
+    Decoder,
     Dmd,
     EchoLong,
     EchoShort,
@@ -34,7 +35,18 @@ from longtake.yamlfile import read_value, read_yaml
 CONFIGS = Path(__file__).parent / "configs"
 """Where the configurations that come with Longtake lie."""
 
-STAGES = ("autoencoder", "text_encoder", "teacher", "causal", "consistency", "dmd", "long", "echo", "echo_long")
+STAGES = (
+    "autoencoder",
+    "decoder",
+    "text_encoder",
+    "teacher",
+    "causal",
+    "consistency",
+    "dmd",
+    "long",
+    "echo",
+    "echo_long",
+)
 """Sections that are stages, in the order of training."""
 
 _DISTILLED: dict[str, Any] = {"betas": (0.0, 0.999), "weight_decay": 0.01, "clip": 10.0}
@@ -51,6 +63,7 @@ class Config:
     data: Data = section(Data, "What is learned from.")
     run: RunSection = section(RunSection, "How training runs.")
     autoencoder: Autoencoder = section(Autoencoder, "Stage: the pocket model's autoencoder.")
+    decoder: Decoder = section(Decoder, "Stage: its decoder alone, the latents staying as they are.")
     text_encoder: TextEncoder = section(TextEncoder, "Stage: the pocket model's text encoder.")
     teacher: Teacher = section(Teacher, "Stage: bidirectional flow matching over whole clips.")
     causal: Causal = section(Causal, "Stage: the causal student.")

@@ -64,7 +64,9 @@ class WorldPrompts(Prompts):
         from longtake.training.worlddata import changed, scene_of
 
         scene = scene_of(number, self._level)
-        return caption(changed(scene, number) if changes else scene, 0, random.Random(f"prompt {number} {changes}"))
+        if changes:
+            scene = changed(scene, number, self._level)
+        return caption(scene, 0, random.Random(f"prompt {number} {changes}"))
 
     def captions(self, samples: Sequence[int]) -> list[str]:
         return [self._caption(3 * (1 << 40) + s) for s in samples]  # scenes of their own

@@ -32,6 +32,11 @@ STAGE_CLASSES: dict[str, StageInfo] = {
         "AutoencoderStage",
         "the pocket model's autoencoder, on rendered clips",
     ),
+    "decoder": StageInfo(
+        "longtake.training.autoencoder_stage",
+        "DecoderStage",
+        "its decoder alone: the latents stay as the other stages know them",
+    ),
     "text_encoder": StageInfo(
         "longtake.training.text_stage",
         "TextEncoderStage",

@@ -33,6 +33,7 @@ from longtake.training.distributed import World
 from longtake.training.keyed import generator, shuffled
 from longtake.training.log import Log, memory_gb
 from longtake.training.network import Network, load_weights
+from longtake.training.plain import plain_attention
 from longtake.training.sections import Optimization
 from longtake.training.settings import to_plain
 from longtake.training.stage import Stage
@@ -255,7 +256,10 @@ class Run:
         try:
             if self.world.first:
                 log = Log(self.folder, self.name, self.step, self.config.run.tensorboard, self._note)
-            self._train(log)
+            # not with checkpointing: what is computed again in the backward pass would be so in another way
+            own = contextlib.nullcontext() if self.config.run.checkpointing else plain_attention(self.device)
+            with own:
+                self._train(log)
         except OSError as error:
             raise self._stopped(f"{self.name} stopped at step {self.step}: {error.strerror or error}") from None
         finally:

@@ -97,7 +97,7 @@ class Data:
     held_out: int = setting(8, "Clips kept for samples and checks, never trained on.", least=1, most=10**6)
     cache: int = setting(600, "Clips kept in memory by sources that render theirs.", least=1, most=10**7)
     reuse: int = setting(16, "How often such a clip is used, on average, before another comes.", least=1, most=10**6)
-    level: str = setting("full", "How much there is in the pocket world.", choices=("plain", "moving", "full"))
+    level: str = setting("full", "How much there is in the pocket world.", choices=("calm", "plain", "moving", "full"))
 
 
 @dataclass(frozen=True)
@@ -248,19 +248,34 @@ class EchoLong(LearnedMemory, Long):
 
 
 @dataclass(frozen=True)
-class Autoencoder(StageSection):
-    """The pocket model's autoencoder."""
+class Reconstruction(StageSection):
+    """What is shown to an autoencoder, and what counts."""
 
     frames: int = setting(
         25, "Frames of a clip; fewer than 25 leave the receptive field untrained.", least=1, most=1000
     )
     crop: int = setting(64, "Rows and columns of crops.", least=8, most=4096, unit="pixels")
-    kl: float = setting(5e-4, "Weight of the KL term.", least=0, most=1)
     moving: float = setting(5.0, "Weight of pixels on a subject, those of the background having 1.", above=0, most=1000)
     cuts: float = setting(0.15, "Share of the clips with a cut, as a change of prompt makes.", least=0, most=1)
     whole_every: int = setting(4, "Every so many steps a part of the samples is whole clips, not crops.", least=1)
+
+
+@dataclass(frozen=True)
+class Autoencoder(Reconstruction):
+    """The pocket model's autoencoder."""
+
+    kl: float = setting(5e-4, "Weight of the KL term.", least=0, most=1)
     base_dim: int = setting(16, "Channels of the encoder's first level.", least=1, most=1024)
     decoder_base_dim: int = setting(24, "Channels of the decoder's last level.", least=1, most=1024)
+
+
+@dataclass(frozen=True)
+class Decoder(Reconstruction):
+    """Its decoder alone."""
+
+    noise: float = setting(
+        0.1, "Most noise on the latents, in their own deviation: what a denoiser makes is not exact.", least=0, most=1
+    )
 
 
 @dataclass(frozen=True)

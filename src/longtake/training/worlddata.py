@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtake.pocket.model import build_vae
 from longtake.pocket.world import Rendered, Scenes, caption, change, render, sample_scenes
+from longtake.training.checkpoint import newest
 from longtake.training.clip_vae import decode_clip, encode_clip
 from longtake.training.config import Config
 from longtake.training.keyed import generator
@@ -201,14 +202,24 @@ def new_vae(config: Config) -> AutoencoderKLWan:
     )
 
 
+def decoder_of(vae: AutoencoderKLWan) -> nn.ModuleDict:
+    """What of it turns latents into pictures."""
+    return nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+
+
 def trained_vae(run: Run, config: Config) -> AutoencoderKLWan:
     """The autoencoder of the finished stage, on the run's device, with its latents measured.
 
+    Its decoder is that of the stage ``decoder`` if that is finished too.
+
     Raises:
-        ValueError: if that stage is not finished here.
+        ValueError: if the stage ``autoencoder`` is not finished here.
     """
     vae = new_vae(config)
     run.load_previous("autoencoder", "vae", vae)
+    tuned = newest(run.folder, "decoder")
+    if tuned is not None and tuned[1]["finished"]:
+        run.load_previous("decoder", "vae", decoder_of(vae))
     return measured(vae.requires_grad_(False).eval().to(run.device), config)
 
 
@@ -294,6 +305,6 @@ class WorldSource(ClipSource):
         return torch.stack(shown)
 
 
-def changed(scene: Scenes, number: int) -> Scenes:
-    """What a new prompt may ask of a scene: told attributes changed, hidden ones kept."""
-    return change(scene, int(generator(0, "change", number).initial_seed() % 2**31))
+def changed(scene: Scenes, number: int, level: str) -> Scenes:
+    """What a new prompt may ask of a scene of a level: told attributes changed, hidden ones kept."""
+    return change(scene, int(generator(0, "change", number).initial_seed() % 2**31), level=level)

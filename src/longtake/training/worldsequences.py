@@ -60,7 +60,7 @@ class WorldSequences:
         late, switch, place, gap = torch.rand(4, generator=generator(0, "sequence", number)).tolist()
         scene = scene_of(number, self.config.data.level)
         cut = 1 + int(place * (CHUNKS - 1)) if switch < _CHANGED else CHUNKS
-        after = changed(scene, number) if cut < CHUNKS else scene
+        after = changed(scene, number, self.config.data.level) if cut < CHUNKS else scene
         scenes = [scene] * cut + [after] * (CHUNKS - cut)
         if late >= self.late:
             latents = self._take(scenes, None)

@@ -91,6 +91,23 @@ def what_it_knows() -> str:
     )
 
 
+def groups() -> dict[str, tuple[str, ...]]:
+    """What may be said, by kind: the plainest way for each concept."""
+    kinds = {"colours": COLORS, "patterns": PATTERNS, "shapes": SHAPES, "motions": MOTIONS, "places": PLACES}
+    return {kind: tuple(next(way for way in ways if way) for ways in group.values()) for kind, group in kinds.items()}
+
+
+def examples() -> tuple[str, ...]:
+    """A few prompts to begin with, in which every kind of thing occurs."""
+    return (
+        caption("red", "ball", "plain", "rolls", "meadow"),
+        caption("purple", "star", "striped", "swings", "beach"),
+        caption("blue", "box", "plain", "bounces", "room"),
+        caption("yellow", "triangle", "plain", "circles", "night"),
+        caption("green", "ball", "striped", "grows", "snow"),
+    )
+
+
 def caption(color: str, shape: str, pattern: str, motion: str, place: str, rng: random.Random | None = None) -> str:
     """A caption of one scene, by the concepts' names; without ``rng`` the plainest wording."""
 

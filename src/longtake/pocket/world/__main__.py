@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="that a row shows, up to 86400")
     parser.add_argument("--size", type=int, default=128, help="pixels of a picture, 16 to 512")
     parser.add_argument("--columns", type=int, default=8, help="pictures in a row, 1 to 32")
-    parser.add_argument("--level", default="full", help="plain, moving or full")
+    parser.add_argument("--level", default="full", help="calm, plain, moving or full")
     parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there")
     args = parser.parse_args()
     for name, low, high in (("scenes", 1, 64), ("seconds", 0, 86400), ("size", 16, 512), ("columns", 1, 32)):

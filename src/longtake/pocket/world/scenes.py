@@ -19,7 +19,8 @@ from longtake.pocket.world.names import (
     SUITED,
 )
 
-LEVELS = ("plain", "moving", "full")
+LEVELS = ("calm", "plain", "moving", "full")
+"""How much there is, see `sample_scenes`."""
 RADII = (0.28, 0.38)  # by size, in units of half the picture's height
 SECOND = 0.20  # the radius of a second subject
 JITTER = 0.05  # a radius is up to this share larger or smaller
@@ -137,8 +138,10 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
     Args:
         count: how many.
         seed: of the draw.
-        level: "plain" (one subject in sight, short motions, still camera, light that stays), "moving" (besides: long
-            excursions, things to pass behind, a turning day) or "full" (besides: a second subject, a panning camera).
+        level: "calm" (one subject that wears nothing, short motions or leaving, still camera, light that stays, and a
+            place always looks the same), "plain" (besides: what is worn, landmarks and land of a scene's own; nobody
+            leaves), "moving" (besides: all long excursions, things to pass behind, a turning day) or "full" (besides: a
+            second subject, a panning camera).
         device: where the tensors go; the draw itself is on the CPU.
 
     Raises:
@@ -149,7 +152,7 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
     if count < 0:
         raise ValueError(f"The number of scenes must not be negative, like {count}.")
     d = _Draws(count, seed)
-    moving, full = level != "plain", level == "full"
+    moving, full = level in ("moving", "full"), level == "full"
     shape, pattern = d.pick(len(SHAPES), 2), d.pick(len(PATTERNS), 2)
     color = d.pick(len(COLORS), 2)
     # a second subject has a colour of its own, so that the two can be told apart
@@ -166,7 +169,10 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
     short = torch.tensor([m in SHORT for m in MOTIONS])
     walks = torch.tensor([m == "walks" for m in MOTIONS])
     if not moving:
-        fits, anything = fits * (short | walks), anything * (short | walks)
+        possible = (short | walks).float()
+        if level == "calm":
+            possible[MOTIONS.index("leaves")] = 0.5
+        fits, anything = fits * possible, anything * possible
     usual = d.chance(0.9)
     first = torch.where(usual, d.weighted(fits[shape[:, 0]]), d.weighted(anything[shape[:, 0]]))
     calm = (short | walks).float() * fits
@@ -216,7 +222,17 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
         sun=d.uniform(-0.75, 0.75),
         hills=d.uniform(columns=4),
     )
+    if level == "calm":
+        _calm(scenes)
     return scenes.to(device)
+
+
+def _calm(scenes: Scenes) -> None:
+    """Takes away what differs from scene to scene although no prompt could tell it."""
+    scenes.accessory[:], scenes.eyes[:], scenes.angle[:] = 0, 0, 0.0
+    scenes.radius[:] = torch.stack([torch.tensor(RADII)[scenes.size[:, 0]], torch.full((len(scenes),), SECOND)], 1)
+    scenes.landmark[:], scenes.landmark_shift[:] = torch.arange(4), 0.0
+    scenes.sun[:], scenes.hills[:] = 0.4, 0.5
 
 
 def _free(color: torch.Tensor, taken: list[torch.Tensor]) -> torch.Tensor:
@@ -227,7 +243,7 @@ def _free(color: torch.Tensor, taken: list[torch.Tensor]) -> torch.Tensor:
     return color
 
 
-def change(scenes: Scenes, seed: int, only: str | None = None, chance: float = 0.4) -> Scenes:
+def change(scenes: Scenes, seed: int, only: str | None = None, chance: float = 0.4, level: str = "full") -> Scenes:
     """What a new prompt may ask for: told attributes changed, hidden ones kept.
 
     Args:
@@ -236,14 +252,15 @@ def change(scenes: Scenes, seed: int, only: str | None = None, chance: float = 0
         only: change this one of `TOLD`, in every scene and to another value; without it each told attribute changes
             with probability ``chance``, possibly to the value it has.
         chance: see ``only``.
+        level: of the new values, see `sample_scenes`; with ``only``, any value may come.
 
     Raises:
-        ValueError: ``only`` names no told attribute.
+        ValueError: ``only`` names no told attribute, or an unknown level.
     """
     if only is not None and only not in TOLD:
         raise ValueError(f"only must be one of {', '.join(TOLD)}, not {only}.")
     count, device = len(scenes), scenes.place.device
-    other = sample_scenes(count, seed, "full")
+    other = sample_scenes(count, seed, level)
     d = _Draws(count, seed + 1)
     old, new = scenes.to("cpu"), scenes.to("cpu").clone()
     choices = {"place": len(PLACES), "light": 4, "camera": 2, "shape": len(SHAPES), "color": len(COLORS)}

@@ -172,6 +172,35 @@ def what_it_knows() -> str:
     )
 
 
+def groups() -> dict[str, tuple[str, ...]]:
+    """What may be said, by kind: the plainest way for each concept."""
+    kinds: dict[str, Mapping[str, Sequence[str]]] = {
+        "colours": _COLORS,
+        "patterns": _PATTERNS,
+        "sizes": _SIZES,
+        "subjects": _SHAPES,
+        "motions": {name: finite for name, (finite, _) in _MOTIONS.items()},
+        "places": _PLACES,
+        "light": _LIGHTS,
+        "camera": _CAMERAS,
+    }
+    return {kind: tuple(ways[0] for ways in group.values()) for kind, group in kinds.items()}
+
+
+def examples() -> tuple[str, ...]:
+    """A few prompts to begin with, in which every kind of thing occurs."""
+    day = {"light": "day", "camera": "still"}
+    scenes: tuple[dict[str, str], ...] = (
+        {"color": "red", "shape": "ball", "motion": "rolls", "place": "meadow", **day},
+        {"color": "orange", "pattern": "striped", "shape": "cat", "motion": "walks", "place": "city", **day},
+        {"color": "blue", "pattern": "spotted", "shape": "fish", "motion": "swims", "place": "sea", **day},
+        {"color": "green", "shape": "robot", "motion": "walks", "place": "desert", **day, "light": "dusk"},
+        {"color": "purple", "shape": "butterfly", "motion": "flies", "place": "room", **day},
+        {"color": "yellow", "shape": "bird", "motion": "flies", "place": "forest", **day, "camera": "pan"},
+    )
+    return tuple(compose(scene)[0] for scene in scenes)
+
+
 def understand(prompt: str) -> dict[str, str]:
     """What a prompt says, as attributes and the names of :mod:`names`.
 
