@@ -38,7 +38,7 @@ from longtake.pocket.world.segment import working_size
 from longtake.training.muon import Muon
 
 SEED = 20  # of the shipped weights
-_STEPS = 2800
+_STEPS = 3200
 _BATCH, _FRAMES, _USES = 48, 4, 2  # pictures of a step, of a scene, and how often each is used on average
 _POOL = 1536  # pictures from which batches are drawn
 _RATE, _ADAM_RATE, _AVERAGE = 2e-2, 2e-3, 0.995
@@ -145,13 +145,13 @@ def worsen(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return (worse + noise).clamp(0, 1)
 
 
-def loss(networks: Readers, examples: Examples, pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """What is wrong with what the networks say of some pictures, as one number."""
-    return (
-        _finding(networks, examples, pictures)
-        + _looking(networks, examples, pictures, generator)
-        + _surveying(networks, examples, pictures)
-    )
+def loss(
+    networks: Readers, examples: Examples, pictures: Tensor, generator: torch.Generator, finds: bool = True
+) -> Tensor:
+    """What is wrong with what the networks say of some pictures, as one number: of what a subject is like, and of where
+    it is (``finds``) or of the place. The latter two are learned soon, so they take turns."""
+    other = _finding if finds else _surveying
+    return _looking(networks, examples, pictures, generator) + other(networks, examples, pictures)
 
 
 def _finding(networks: Readers, examples: Examples, pictures: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def train(steps: int, seed: int, out: Path, pool: int = _POOL) -> Readers:
         examples = held.select(torch.randint(0, pool, (_BATCH,), generator=generator))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / 20, 1.25 * (1 - step / steps))
-        value = loss(networks, examples, worsen(examples.pictures, generator), generator)
+        value = loss(networks, examples, worsen(examples.pictures, generator), generator, step % 2 == 0)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

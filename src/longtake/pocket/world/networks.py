@@ -64,20 +64,23 @@ class Looker(nn.Module):
     """What a subject in the middle of a part of a picture ``[n, 3, 64, 64]`` is like.
 
     Gives logits by name (`OF_SUBJECT`), ``shown``, the logit of the share of it that can be seen, and ``radius``, the
-    logarithm of its radius over `MIDDLE_RADIUS`.
+    logarithm of its radius over `MIDDLE_RADIUS`. Patterns are told by what there is of each feature, wherever it is;
+    the rest by where it is.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _layer(3, 16), _layer(16, 32, 2), _layer(32, 48, 2), _layer(48, 48), _layer(48, 64, 2), _layer(64, 64, 2)
-        )
-        self.mix = nn.Sequential(nn.Linear(64 * 16, 96), nn.ReLU(inplace=True))
+        self.fine = nn.Sequential(_layer(3, 16), _layer(16, 32, 2), _layer(32, 48, 2), _layer(48, 48))
+        self.coarse = nn.Sequential(_layer(48, 64, 2), _layer(64, 64, 2))
+        self.mix = nn.Sequential(nn.Linear(64 * 16 + 2 * 48, 96), nn.ReLU(inplace=True))
         self.sizes = {name: len(values) for name, values in OF_SUBJECT.items()} | {"shown": 1, "radius": 1}
         self.head = nn.Linear(96, sum(self.sizes.values()))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        parts = self.head(self.mix(self.body(x).flatten(1))).split(list(self.sizes.values()), 1)
+        fine = self.fine(x)
+        inside = fine[:, :, 3:13, 3:13]
+        told = torch.cat([self.coarse(fine).flatten(1), inside.mean((2, 3)), inside.amax((2, 3))], 1)
+        parts = self.head(self.mix(told)).split(list(self.sizes.values()), 1)
         return dict(zip(self.sizes, parts, strict=True))
 
 
