@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -24,11 +27,11 @@ from longtake.pocket.world.networks import (
     save_readers,
     windows,
 )
-from longtake.training.world_readers import draw_examples, train
+from longtake.training.world_readers import draw_examples, state_path, train
 
 
 def test_the_shipped_networks_are_small() -> None:
-    assert WEIGHTS.stat().st_size < 1_000_000
+    assert WEIGHTS.stat().st_size < 1_250_000
 
 
 @pytest.mark.parametrize(("level", "worse", "size"), [("plain", False, 128), ("moving", True, 96)])
@@ -109,14 +112,37 @@ def test_examples_are_what_the_world_says() -> None:
     assert examples.shown.min() >= 0 and examples.shown.max() <= 1
 
 
-def test_training_is_repeatable_and_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    networks = [train(6, 5, tmp_path / f"{i}.safetensors", pool=48) for i in range(2)]
-    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
-    assert "step 6 of 6" in capsys.readouterr().out
-    loaded = load_readers(tmp_path / "0.safetensors")
-    for one, other in zip(networks[0].state_dict().values(), loaded.state_dict().values(), strict=True):
+class Stops(io.StringIO):
+    """An output at which a word stops the program, as Ctrl-C does."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word = word
+
+    def write(self, text: str) -> int:
+        if self.word in text:
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_training_learns_and_when_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    with redirect_stdout(io.StringIO()) as told:
+        networks = train(12, 5, whole, pool=48, save_every=4)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", told.getvalue())]
+    assert len(losses) == 3 and losses[-1] < 0.95 * losses[0]
+    with redirect_stdout(Stops("step 8 of 12")), pytest.raises(KeyboardInterrupt):
+        train(12, 5, stopped, pool=48, save_every=4)
+    assert state_path(stopped).exists() and stopped.read_bytes() != whole.read_bytes()
+    with pytest.raises(ValueError, match="of another training"):
+        train(12, 6, stopped, pool=48)
+    with redirect_stdout(io.StringIO()) as told:
+        train(12, 5, stopped, pool=48, save_every=4)
+    assert "step 8 of" not in told.getvalue() and not state_path(stopped).exists()
+    assert whole.read_bytes() == stopped.read_bytes()
+    loaded = load_readers(whole)
+    for one, other in zip(networks.state_dict().values(), loaded.state_dict().values(), strict=True):
         assert torch.allclose(one.float(), other.float(), atol=2e-3, rtol=2e-3)
-    assert not torch.equal(next(networks[0].parameters()), next(Readers().parameters()))
 
 
 def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def test_no_memory_scores_chance(scored: Any) -> None:
     assert strangers["away-2"]["told"]["mean"] > 0.9 and strangers["changes"]["obeyed"]["mean"] > 0.8
 
 
+def test_calm_tasks_tell_a_perfect_memory_from_none() -> None:
+    tasks = make_tasks(3, 6, ["away-2", "changes"], "calm")
+    truth, strangers = (
+        summarise({"task": t.name, "scores": run_task(t, maker)} for t in tasks)
+        for maker in (Rendered(SIZE), Strangers(SIZE))
+    )
+    assert truth["away-2"]["recall"]["mean"] >= 0.9 > 0.7 > strangers["away-2"]["recall"]["mean"]
+    assert "recall_accessory" not in truth["away-2"] and "hidden_kept" not in truth["changes"]
+    assert strangers["away-2"]["told"]["mean"] > 0.9
+
+
 def test_every_score_is_described_and_no_name_is_taken(scored: Any) -> None:
     names = {score for maker in scored.values() for task in maker.values() for score in task}
     assert names <= set(SCORES) and not set(SCORES) & set(METRICS)
@@ -201,7 +212,7 @@ def test_the_command_writes_scores_and_goes_on(tmp_path: Path) -> None:
     assert both["rows"][0] == first["rows"][0] and both["rows"][1]["away"] == 2.0
     assert both["means"]["away-2"]["recall"]["count"] == 1
     done = run(*common, "--only", "occlusion", "--seed", "1")
-    assert done.returncode == 2 and "another model, memory or seed" in done.stderr
+    assert done.returncode == 2 and "another model, memory, seed or level" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -210,6 +221,8 @@ def test_the_command_writes_scores_and_goes_on(tmp_path: Path) -> None:
         ("--truth", "--out", "nowhere/x.json"),
         ("--truth", "--strangers", "--out", "x.json"),
         ("--truth", "--only", "sleep", "--out", "x.json"),
+        ("--truth", "--level", "full", "--out", "x.json"),
+        ("--truth", "--level", "calm", "--only", "occlusion", "--out", "x.json"),
         ("--memory", "elephant", "--out", "x.json"),
         ("--count", "0", "--out", "x.json"),
     ],

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from longtake.pocket.world import camera_x, daylight, make_tasks, pose, truth
+from longtake.pocket.world import camera_x, daylight, make_tasks, pose, sample_scenes, truth
 from longtake.pocket.world.names import FPS, LANDMARKS, MOTIONS, PLACES, SHORT
 from longtake.pocket.world.places import SPOTS
-from longtake.pocket.world.tasks import TASKS, Task
+from longtake.pocket.world.tasks import TASKS, Task, tasks_of
 from longtake.pocket.world.words import understand, unknown_words
 
 LONG = ("identity-600", "identity-3600")
@@ -122,6 +122,26 @@ def test_other_tasks_are_what_they_say() -> None:
             assert 1 <= len([k for k in {*was, *now} if was.get(k) != now.get(k)]) <= 2
     motions = {understand(t.script[0][1])["motion"] for t in make_tasks(9, 2, ["motion"])}
     assert motions == {*MOTIONS} - {"orbits"}
+
+
+def test_calm_tasks_have_calm_scenes_and_ask_what_is_hidden_there() -> None:
+    """For models that have only seen calm scenes: nobody wears anything, hides, or is looked away from."""
+    there = tasks_of("calm")
+    assert {name.split("-")[0] for name in there} == {"away", "return", "identity", "changes", "motion"}
+    assert set(there) < set(tasks_of("plain")) == set(TASKS)
+    always = sample_scenes(1, 0, "calm")
+    asked = {"away": {"color", "pattern", "size"}, "changes": set(), "motion": {"motion"}}
+    for task in make_tasks(9, 4, ["away-2", "return", "identity-60", "changes", "motion"], "calm"):
+        assert {*task.asked} == asked.get(task.name.split("-")[0], asked["away"]) and task.level == "calm"
+        for _, scene in task.shots:
+            for field in ("accessory", "eyes", "angle", "landmark", "landmark_shift", "sun", "hills", "camera"):
+                assert torch.equal(getattr(scene, field), getattr(always, field)), (task.name, field)
+            assert not scene.occluder.any() and int(scene.light[0]) < 3
+            assert MOTIONS[int(scene.motion[0, 0])] in (*SHORT, "walks", "leaves")
+    with pytest.raises(ValueError, match="of level calm is one of away-2"):
+        make_tasks(1, 0, ["occlusion"], "calm")
+    with pytest.raises(ValueError, match="plain, calm, not full"):
+        make_tasks(1, 0, level="full")
 
 
 def test_an_hour_is_rendered_a_piece_at_a_time() -> None:

@@ -296,7 +296,8 @@ def _changes(task: Task, seen: dict[str, _Seen]) -> dict[str, float]:
         was = facts(task.scene(index - 1), 0)
         for name, value in right.items():
             (obeyed if wanted[name] != was[name] else alone).append(value)
-        hidden.append(_same({"accessory": worn}, values, "accessory"))
+        if "accessory" in task.asked:
+            hidden.append(_same({"accessory": worn}, values, "accessory"))
     return {"obeyed": _mean(obeyed), "left_alone": _mean(alone), "hidden_kept": _mean(hidden)}
 
 

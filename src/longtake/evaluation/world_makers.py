@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from longtake.memory import MemoryPolicy
     from longtake.pipeline import LongTakePipeline
 
-_HIDDEN = ("accessory", "accessory_color", "eyes", "angle", "radius", "landmark", "landmark_shift", "sun", "hills")
-_UNTOLD = ("color", "pattern", "size")
+_HIDDEN = ("accessory", "accessory_color", "eyes", "angle", "landmark", "landmark_shift", "sun", "hills")
+_UNTOLD = ("color", "pattern", "size", "radius")
 
 
 class Rendered:
@@ -57,7 +57,7 @@ class Strangers(Rendered):
 
 
 def _stranger(scene: Scenes, task: Task, number: int) -> Scenes:
-    other = sample_scenes(1, 700_000 + 1000 * task.number + number, "plain")
+    other = sample_scenes(1, 700_000 + 1000 * task.number + number, task.level)
     stranger = scene.clone()
     # prompts of changes and motions tell all that can be told
     untold = () if task.kind in ("changes", "motion") else _UNTOLD
@@ -67,8 +67,6 @@ def _stranger(scene: Scenes, task: Task, number: int) -> Scenes:
             mine[:, 0] = theirs[:, 0]
         else:
             mine.copy_(theirs)
-    if not untold:
-        stranger.radius[:, 0] = scene.radius[:, 0]
     return stranger
 
 

@@ -15,7 +15,10 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longtake.evaluation.world import Generate
 
 _USUAL = (
     *("away-2", "away-5", "away-15", "away-60", "occlusion", "aside-5", "aside-15"),
@@ -39,7 +42,13 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str
 
 
 def run(
-    generate: Any, about: Mapping[str, Any], only: Sequence[str], count: int, seed: int, out: Path
+    generate: Generate,
+    about: Mapping[str, Any],
+    only: Sequence[str],
+    count: int,
+    seed: int,
+    out: Path,
+    level: str = "plain",
 ) -> dict[str, Any]:
     """Runs tasks one after the other, and writes the file after each; tasks that it holds already are not run again.
 
@@ -48,10 +57,10 @@ def run(
     """
     from longtake.evaluation.world import make_tasks, run_task
 
-    about = {"format": FORMAT, **about, "seed": seed}
+    about = {"format": FORMAT, **about, "seed": seed, "level": level}
     rows = _begun(out, about)
     done = {(row["task"], row["number"]) for row in rows}
-    for task in make_tasks(count, seed, only):
+    for task in make_tasks(count, seed, only, level):
         if (task.name, task.number) in done:
             continue
         scores = run_task(task, generate)
@@ -75,7 +84,7 @@ def _begun(out: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{out} is no file of this benchmark: choose another --out.") from None
     if not same:
-        raise ValueError(f"{out} is of another model, memory or seed: choose another --out.")
+        raise ValueError(f"{out} is of another model, memory, seed or level: choose another --out.")
     return rows
 
 
@@ -94,6 +103,9 @@ def main() -> None:
     parser.add_argument("--truth", action="store_true", help="no model: score rendered video")
     parser.add_argument("--strangers", action="store_true", help="no model: score rendered video without a memory")
     parser.add_argument("--only", help="tasks, separated by commas, or all; by default those of up to a minute")
+    parser.add_argument(
+        "--level", default="plain", help="of the scenes: calm for a model that was trained on calm ones"
+    )
     parser.add_argument("--count", type=int, default=4, help="tasks of each name, 1 to 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks and of all noise, 0 to 1000000")
     parser.add_argument("--size", type=int, default=128, help="of rendered pictures, 32 to 512")
@@ -106,22 +118,24 @@ def main() -> None:
         parser.error(f"--out must be a .json file in a folder that is there, not {args.out}.")
     if args.truth and args.strangers:
         parser.error("Give --truth or --strangers, not both.")
-    from longtake.pocket.world.tasks import TASKS
+    from longtake.pocket.world.tasks import tasks_of
 
-    only = tuple(TASKS) if args.only == "all" else tuple(args.only.split(",")) if args.only else _USUAL
-    for name in only:
-        if name not in TASKS:
-            parser.error(f"A task is one of {', '.join(TASKS)}, not {name}.")
     try:
+        there = tasks_of(args.level)
+        usual = tuple(name for name in _USUAL if name in there)
+        only = there if args.only == "all" else tuple(args.only.split(",")) if args.only else usual
+        for name in only:
+            if name not in there:
+                parser.error(f"A task of level {args.level} is one of {', '.join(there)}, not {name}.")
         generate, about = _maker(args)
-        run(generate, about, only, args.count, args.seed, args.out)
+        run(generate, about, only, args.count, args.seed, args.out, args.level)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{args.out} cannot be written: {error.strerror or error}.")
 
 
-def _maker(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+def _maker(args: argparse.Namespace) -> tuple[Generate, dict[str, Any]]:
     from longtake.evaluation.world_makers import Rendered, Strangers, Takes
 
     if args.truth or args.strangers:

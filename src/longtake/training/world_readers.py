@@ -2,9 +2,10 @@
 
     python -m longtake.training.world_readers --out readers.safetensors
 
-Everything follows from ``--seed``: the same command gives the same networks on the same machine. Every picture is
-rendered once and used twice on average, each time made worse in another way: blurred, noisy, paler, off in colour, as
-those of a model are. The last networks are the running average of all.
+Everything follows from ``--seed``: the same command gives the same networks on the same machine. A training that was
+stopped goes on when the command is given again. Every picture is rendered once and used four times on average, each
+time made worse in another way: blurred, noisy, paler, off in colour, as those of a model are. The last networks are the
+running average of all.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ from longtake.pocket.world.segment import working_size
 from longtake.training.muon import Muon
 
 SEED = 20  # of the shipped weights
-_STEPS = 3200
-_BATCH, _FRAMES, _USES = 48, 4, 2  # pictures of a step, of a scene, and how often each is used on average
+_STEPS = 2200
+_BATCH, _FRAMES, _USES = 48, 4, 4  # pictures of a step, of a scene, and how often each is used on average
+_FRESH = _BATCH // _USES  # pictures that come new with a step
 _POOL = 1536  # pictures from which batches are drawn
 _RATE, _ADAM_RATE, _AVERAGE = 2e-2, 2e-3, 0.995
+_LEVELS = LEVELS[1:]  # calm scenes are plain ones with less in them
 _SIZES = (64, 96, 96, 128)  # at which pictures are rendered, in turn
 _SHOWN = 0.4  # share of a subject in sight from which it must be read
 _FOUND = 0.25  # ... and from which it must be found
@@ -78,7 +81,7 @@ class Examples:
 
 
 def draw_examples(count: int, seed: int, size: int) -> Examples:
-    """Renders pictures of scenes of all levels, `_FRAMES` of each, at a size."""
+    """Renders pictures of scenes of `_LEVELS`, `_FRAMES` of each, at a size."""
     scenes = _scenes(-(-count // _FRAMES), seed)
     frames = torch.randint(0, 5000, (len(scenes), _FRAMES), generator=torch.Generator().manual_seed(seed))
     drawn = render(scenes, frames, size)
@@ -106,9 +109,14 @@ def draw_examples(count: int, seed: int, size: int) -> Examples:
     )
 
 
+def join_examples(parts: list[Examples]) -> Examples:
+    """Several as one."""
+    return Examples(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Examples)})
+
+
 def _scenes(count: int, seed: int) -> Scenes:
-    """Scenes of all levels in equal parts."""
-    parts = [sample_scenes(-(-count // len(LEVELS)), seed * len(LEVELS) + i, level) for i, level in enumerate(LEVELS)]
+    """Scenes of `_LEVELS` in equal parts."""
+    parts = [sample_scenes(-(-count // len(_LEVELS)), seed * len(_LEVELS) + i, at) for i, at in enumerate(_LEVELS)]
     return join(parts).select(slice(0, count))
 
 
@@ -226,13 +234,19 @@ def _surveying(networks: Readers, examples: Examples, pictures: Tensor) -> Tenso
     return total
 
 
-def train(steps: int, seed: int, out: Path, pool: int = _POOL) -> Readers:
+def train(steps: int, seed: int, out: Path, pool: int = _POOL, save_every: int = 100) -> Readers:
     """Trains networks for a number of steps, writes their running average to ``out`` and gives it; tells how it goes.
+
+    Every ``save_every`` steps all that it takes to go on is written beside ``out``, as ``.state``; a call with the same
+    arguments goes on from there, exactly as if nothing had stopped it, and the last step removes it.
 
     Args:
         steps: of `_BATCH` pictures; ``seed``: of everything.
-        pool: pictures from which batches are drawn, at least a batch's fresh ones: of many scenes, as a batch of a few
-            scenes says little.
+        pool: pictures from which batches are drawn, a multiple of those of `draw_batch`: of many scenes, as a batch of
+            a few scenes says little.
+
+    Raises:
+        ValueError: the state there is of another training.
     """
     torch.manual_seed(seed)
     networks = Readers().train()
@@ -240,12 +254,23 @@ def train(steps: int, seed: int, out: Path, pool: int = _POOL) -> Readers:
     average = copy.deepcopy(networks).eval().requires_grad_(False)
     optimizer = Muon(networks.parameters(), lr=_RATE, adam_lr=_ADAM_RATE)
     rates = [group["lr"] for group in optimizer.param_groups]
-    generator = torch.Generator().manual_seed(seed)
-    told, since = 0.0, time.process_time()
-    held = draw_examples(pool, seed * 1_000_000, HEIGHT)
-    for step in range(steps):
-        fresh = draw_examples(_BATCH // _USES, seed * 1_000_000 + step + 1, _SIZES[step % len(_SIZES)])
-        held.replace(torch.randperm(pool, generator=generator)[: _BATCH // _USES], fresh)
+    state, settings = state_path(out), {"steps": steps, "seed": seed, "pool": pool}
+    start, told, spent = 0, 0.0, 0.0
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        if kept["settings"] != settings:
+            raise ValueError(f"{state} is of another training, {kept['settings']}, not {settings}.")
+        networks.load_state_dict(kept["networks"])
+        average.load_state_dict(kept["average"])
+        optimizer.load_state_dict(kept["optimizer"])
+        start, told, spent = kept["step"], kept["told"], kept["spent"]
+    since = time.process_time() - spent
+    # batches come and go in turn: before step k the pool holds those from k on, batch b in slot b % slots
+    slots = pool // _FRESH
+    held = join_examples([draw_batch(seed, b) for b in sorted(range(start, start + slots), key=lambda b: b % slots)])
+    for step in range(start, steps):
+        held.replace(torch.arange(_FRESH) + step % slots * _FRESH, draw_batch(seed, step + slots))
+        generator = torch.Generator().manual_seed(seed * 1_000_000 + step)
         examples = held.select(torch.randint(0, pool, (_BATCH,), generator=generator))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / 20, 1.25 * (1 - step / steps))
@@ -259,11 +284,29 @@ def train(steps: int, seed: int, out: Path, pool: int = _POOL) -> Readers:
                 if mine.dtype.is_floating_point:
                     mine.lerp_(theirs, 1 - keep)
         told = float(value.detach()) if step == 0 else 0.98 * told + 0.02 * float(value.detach())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            minutes = (time.process_time() - since) / 60
-            print(f"step {step + 1} of {steps}, loss {told:.3f}, {minutes:.1f} minutes of processor time", flush=True)
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            spent = time.process_time() - since
             save_readers(average, out)
+            kept = {"networks": networks.state_dict(), "average": average.state_dict()}
+            kept |= {"optimizer": optimizer.state_dict(), "settings": settings}
+            part = state.with_name(state.name + ".part")
+            torch.save(kept | {"step": step + 1, "told": told, "spent": spent}, part)
+            part.replace(state)
+            print(
+                f"step {step + 1} of {steps}, loss {told:.3f}, {spent / 60:.1f} minutes of processor time", flush=True
+            )
+    state.unlink()
     return average
+
+
+def draw_batch(seed: int, batch: int) -> Examples:
+    """The pictures that come new with a step, those of a batch of a seed."""
+    return draw_examples(_FRESH, seed * 1_000_000 + batch, _SIZES[batch % len(_SIZES)])
+
+
+def state_path(out: Path) -> Path:
+    """Where a training keeps what it takes to go on."""
+    return out.with_name(out.name + ".state")
 
 
 def main() -> None:
@@ -274,17 +317,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file of weights, .safetensors")
     parser.add_argument("--steps", type=int, default=_STEPS, help="1 to 1000000")
     parser.add_argument("--seed", type=int, default=SEED, help="of everything")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew, and replace a file that is there")
     args = parser.parse_args()
     if not 1 <= args.steps <= 1_000_000:
         parser.error(f"--steps must be from 1 to 1000000, not {args.steps}.")
     if args.out.suffix != ".safetensors":
         parser.error(f"--out must be a .safetensors file, not {args.out}.")
-    if args.out.exists() and not args.overwrite:
+    state = state_path(args.out)
+    if args.out.exists() and not state.exists() and not args.overwrite:
         parser.error(f"{args.out} is there already; give --overwrite to replace it.")
     if not args.out.parent.is_dir():
         parser.error(f"There is no folder {args.out.parent}.")
-    train(args.steps, args.seed, args.out)
+    if args.overwrite:
+        state.unlink(missing_ok=True)
+    try:
+        train(args.steps, args.seed, args.out)
+    except ValueError as error:
+        parser.error(f"{error} Give --overwrite to begin anew.")
 
 
 if __name__ == "__main__":

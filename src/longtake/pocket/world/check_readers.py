@@ -43,8 +43,8 @@ def accuracy(
 
     Args:
         clips: how many; ``seed``: of the scenes.
-        level: of `scenes.LEVELS`; of two subjects the one that the readers look at is not asked for: take one of the
-            others for what is of a subject.
+        level: of `scenes.LEVELS`. Of clips that show two subjects, as some of level full do, only the place is asked:
+            readers look at one of the two, and need not say which.
         size: of the pictures; ``frames``: of a clip, four apart; ``worse``: blurred, noisy and paler.
         weights: of the networks.
 

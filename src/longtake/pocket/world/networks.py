@@ -26,9 +26,8 @@ OF_SUBJECT = {
     "size": names.SIZES,
     "accessory": names.ACCESSORIES,
     "accessory_color": names.COLORS,
-    "eyes": names.EYES,
 }
-"""What is read of a subject, and its values."""
+"""What is read of a subject, and its values. Eyes are not: of the smallest a pixel or two tells them apart."""
 OF_PLACE = {"place": 7, "light": 3, "landmark2": 28, "landmark3": 28}
 """What is read of a place, and how many values there are; the two middle spots, which the resting camera sees, are
 numbered as in `captions.hidden_facts`."""
@@ -60,28 +59,70 @@ class Finder(nn.Module):
         return found
 
 
+class Gather(nn.Module):
+    """Means of features ``[n, channels, height, width]``, each over where a map of its own says, and these maps follow
+    from the features: ``[n, maps * channels]``."""
+
+    def __init__(self, channels: int, maps: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(channels, maps, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.maps(x).flatten(2).softmax(2)
+        return (weights @ x.flatten(2).transpose(1, 2)).flatten(1)
+
+
+class Weave(nn.Module):
+    """Which pattern a subject in the middle of a part of a picture ``[n, 3, 48, 48]`` in [0, 1] has, as logits.
+
+    A network of its own: one that also tells shapes and colours learns patterns last and badly. Besides the colours it
+    sees how much lighter than around it each point is, as a ratio, which of two tones is the same in any colour and
+    light. A pattern is told by what there is of a feature, wherever it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _layer(4, 16), _layer(16, 32, 2), _layer(32, 48, 2), _layer(48, 48), _layer(48, 64)
+        )  # fmt: skip
+        self.gather = Gather(64, 8)
+        self.head = nn.Sequential(
+            nn.Linear(10 * 64, 64), nn.ReLU(inplace=True), nn.Linear(64, len(OF_SUBJECT["pattern"]))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        light = (x.mean(1, keepdim=True) + 0.06).log()
+        around = F.avg_pool2d(F.pad(light, (6, 6, 6, 6), "replicate"), 13, 1)
+        features = self.body(torch.cat([x * 2 - 1, 2 * (light - around)], 1))
+        told = torch.cat([features.mean((2, 3)), features.amax((2, 3)), self.gather(features)], 1)
+        logits: Tensor = self.head(told)
+        return logits
+
+
 class Looker(nn.Module):
-    """What a subject in the middle of a part of a picture ``[n, 3, 64, 64]`` is like.
+    """What a subject in the middle of a part of a picture ``[n, 3, 64, 64]`` in [0, 1] is like.
 
     Gives logits by name (`OF_SUBJECT`), ``shown``, the logit of the share of it that can be seen, and ``radius``, the
-    logarithm of its radius over `MIDDLE_RADIUS`. Patterns are told by what there is of each feature, wherever it is;
-    the rest by where it is.
+    logarithm of its radius over `MIDDLE_RADIUS`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.fine = nn.Sequential(_layer(3, 16), _layer(16, 32, 2), _layer(32, 48, 2), _layer(48, 48))
         self.coarse = nn.Sequential(_layer(48, 64, 2), _layer(64, 64, 2))
-        self.mix = nn.Sequential(nn.Linear(64 * 16 + 2 * 48, 96), nn.ReLU(inplace=True))
-        self.sizes = {name: len(values) for name, values in OF_SUBJECT.items()} | {"shown": 1, "radius": 1}
+        self.gather = Gather(48, 6)
+        self.mix = nn.Sequential(nn.Linear(64 * 16 + 6 * 48, 96), nn.ReLU(inplace=True))
+        self.sizes = {name: len(values) for name, values in OF_SUBJECT.items() if name != "pattern"}
+        self.sizes |= {"shown": 1, "radius": 1}
         self.head = nn.Linear(96, sum(self.sizes.values()))
+        self.weave = Weave()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        fine = self.fine(x)
-        inside = fine[:, :, 3:13, 3:13]
-        told = torch.cat([self.coarse(fine).flatten(1), inside.mean((2, 3)), inside.amax((2, 3))], 1)
+        fine = self.fine(x * 2 - 1)
+        told = torch.cat([self.coarse(fine).flatten(1), self.gather(fine)], 1)
         parts = self.head(self.mix(told)).split(list(self.sizes.values()), 1)
-        return dict(zip(self.sizes, parts, strict=True))
+        # no body reaches further from its middle than 24 pixels
+        return dict(zip(self.sizes, parts, strict=True)) | {"pattern": self.weave(x[:, :, 8:-8, 8:-8])}
 
 
 class Scenery(nn.Module):
@@ -123,7 +164,7 @@ class Readers(nn.Module):
 
     def look(self, pictures: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """What is in the middle of windows around x and y, in pixels ``[n]``; see `Looker`."""
-        found: dict[str, Tensor] = self.looker(windows(pictures, x, y) * 2 - 1)
+        found: dict[str, Tensor] = self.looker(windows(pictures, x, y))
         return found
 
     def survey(self, pictures: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ lost can be seen (`Task.clock`). Other tasks begin from the prompt alone. :mod:`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ CHUNK, FIRST = 12, 9
 """Frames of a chunk, and of a take's first: what is given is of whole chunks."""
 HIDDEN = ("color", "pattern", "size", "accessory", "accessory_color")
 """What prompts of memory tasks do not tell of a subject: only history can know it."""
+LEVELS = ("plain", "calm")
+"""Of the scenes of tasks, see `sample_scenes`: calm for models that were trained on calm ones, plain for all others."""
+_WORN = ("accessory", "accessory_color")  # of calm scenes nothing to ask: nobody wears anything
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Task:
         asked: what must be remembered: attributes of the subject, or landmarks.
         truth: what is so, by attribute, as far as it does not change: what is asked, and what prompts tell.
         away: seconds for which what is asked cannot be seen before it should be there again; 0 if it always can.
+        level: of `LEVELS`.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Task:
     asked: tuple[str, ...] = ()
     truth: Mapping[str, str] = field(default_factory=dict)
     away: float = 0.0
+    level: str = "plain"
 
     @property
     def frames(self) -> int:
@@ -95,10 +101,12 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a task asks, in a line, and what makes number ``n`` of it from a scene."""
+    """What a task asks, in a line, what makes number ``n`` of it from a scene, and what from a calm one: nothing where
+    it takes more than there is in calm scenes."""
 
     question: str
     make: Callable[[str, int, Scenes], Task]
+    calm: Callable[[str, int, Scenes], Task] | None = None
 
 
 def _told(scene: Scenes, secrets: Sequence[str] = ("color", "pattern", "size")) -> str:
@@ -288,8 +296,8 @@ def _changes(name: str, number: int, scene: Scenes) -> Task:
     return Task(name, number, "changes", shots, clock, script, 0, windows, ("accessory",), hidden_facts(scene, 0))
 
 
-def _motion(name: str, number: int, scene: Scenes) -> Task:
-    motions = [m for m in names.MOTIONS if m != "orbits"]
+def _motion(name: str, number: int, scene: Scenes, without: tuple[str, ...] = ("orbits",)) -> Task:
+    motions = [m for m in names.MOTIONS if m not in without]
     motion = motions[number % len(motions)]
     scene.motion[:, 0] = names.MOTIONS.index(motion)
     scene.shape[:, 0] = next(i for i, s in enumerate(names.SHAPES) if motion in names.SUITED[s])
@@ -306,12 +314,12 @@ ASIDE = (5, 15, 60)
 TASKS: dict[str, TaskInfo] = {
     **{
         f"away-{n}": TaskInfo(
-            f"a subject leaves the picture and comes back after {n} seconds: is it the same?", _away(n)
+            f"a subject leaves the picture and comes back after {n} seconds: is it the same?", _away(n), _away(n)
         )
         for n in AWAY
     },
     "occlusion": TaskInfo("a subject passes behind a tree or a pillar: is it the same on the other side?", _occlusion),
-    "return": TaskInfo("from the prompt alone, a subject leaves and returns by law: is it the same?", _return),
+    "return": TaskInfo("from the prompt alone, a subject leaves and returns by law: is it the same?", _return, _return),
     "night": TaskInfo("from the prompt alone, a night passes: is the subject what it was the day before?", _night),
     **{
         f"aside-{n}": TaskInfo(f"the camera looks aside for {n} seconds: what stood on the other side?", _aside(n))
@@ -324,29 +332,59 @@ TASKS: dict[str, TaskInfo] = {
     "pan": TaskInfo("from the prompt alone, the camera looks aside and back: is the place the same?", _pan),
     **{
         f"identity-{n}": TaskInfo(
-            f"from the prompt alone, {n} seconds: is the subject the same all the time?", _identity(n)
+            f"from the prompt alone, {n} seconds: is the subject the same all the time?", _identity(n), _identity(n)
         )
         for n in (60, 600, 3600)
     },
-    "changes": TaskInfo("four new prompts: is what they say done, and everything else left alone?", _changes),
-    "motion": TaskInfo("does the subject move by the law that the prompt names?", _motion),
+    "changes": TaskInfo("four new prompts: is what they say done, and everything else left alone?", _changes, _changes),
+    "motion": TaskInfo(
+        "does the subject move by the law that the prompt names?",
+        _motion,
+        partial(_motion, without=("orbits", "hides")),
+    ),
 }
 """By name."""
 
 
-def make_tasks(count: int, seed: int, only: Sequence[str] = tuple(TASKS)) -> list[Task]:
-    """``count`` tasks of each name, the same for the same seed.
+def tasks_of(level: str) -> tuple[str, ...]:
+    """The names of the tasks that there are of a level.
 
     Raises:
-        ValueError: a name that is not in `TASKS`.
+        ValueError: a level that is not in `LEVELS`.
     """
+    if level not in LEVELS:
+        raise ValueError(f"The level of tasks is one of {', '.join(LEVELS)}, not {level}.")
+    return tuple(name for name, info in TASKS.items() if level == "plain" or info.calm is not None)
+
+
+def make_tasks(count: int, seed: int, only: Sequence[str] | None = None, level: str = "plain") -> list[Task]:
+    """``count`` tasks of each name, the same for the same seed.
+
+    Args:
+        count: of each name; ``seed``: of the scenes.
+        only: names of `tasks_of` the level; all of them without.
+        level: of `LEVELS`.
+
+    Raises:
+        ValueError: an unknown level, or a name that there is not of it.
+    """
+    there = tasks_of(level)
+    only = there if only is None else only
     for name in only:
-        if name not in TASKS:
-            raise ValueError(f"A task is one of {', '.join(TASKS)}, not {name}.")
+        if name not in there:
+            raise ValueError(f"A task of level {level} is one of {', '.join(there)}, not {name}.")
     made = []
     for name in only:
         # tasks that differ in the time away only have the same scenes
         kind = list(dict.fromkeys(n.split("-")[0] for n in TASKS)).index(name.split("-")[0])
-        scenes = sample_scenes(count, seed * 16 + kind, "plain")
-        made += [TASKS[name].make(name, i, scenes.select([i]).clone()) for i in range(count)]
+        scenes = sample_scenes(count, seed * 16 + kind, level)
+        made += [_make(name, i, scenes.select([i]).clone(), level) for i in range(count)]
     return made
+
+
+def _make(name: str, number: int, scene: Scenes, level: str) -> Task:
+    info = TASKS[name]
+    if level == "plain" or info.calm is None:
+        return info.make(name, number, scene)
+    task = info.calm(name, number, scene)
+    return replace(task, level=level, asked=tuple(asked for asked in task.asked if asked not in _WORN))
