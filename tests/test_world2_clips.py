@@ -130,7 +130,7 @@ def test_training_learns_and_when_stopped_goes_on_as_if_it_had_not_been(tmp_path
     with redirect_stdout(io.StringIO()) as told:
         networks = train(12, 5, whole, pool=48, save_every=4)
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", told.getvalue())]
-    assert len(losses) == 3 and losses[-1] < 0.95 * losses[0]
+    assert len(losses) == 3 and losses[-1] < 0.97 * losses[0]
     with redirect_stdout(Stops("step 8 of 12")), pytest.raises(KeyboardInterrupt):
         train(12, 5, stopped, pool=48, save_every=4)
     assert state_path(stopped).exists() and stopped.read_bytes() != whole.read_bytes()
