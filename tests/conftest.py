@@ -17,6 +17,7 @@ from tests.warm import Warm
 if TYPE_CHECKING:
     from longtake import LongTakePipeline
 
+pytest.register_assert_rewrite("tests.helpers_browser")  # what a page complained about is told
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 warm = Warm(ENVIRONMENT)
 

@@ -168,6 +168,11 @@ def _small(url: str) -> np.ndarray:
     return np.asarray(image.resize((64, 64), Image.Resampling.BOX))
 
 
+def _seconds(position: str) -> float:
+    minutes, seconds = position.split(":")
+    return 0.0 if "–" in minutes else int(minutes) * 60 + float(seconds)
+
+
 class Visit:
     """A page that somebody has open."""
 
@@ -195,8 +200,7 @@ class Visit:
     @property
     def seconds(self) -> float:
         """Of video, on the screen."""
-        minutes, seconds = self.page.inner_text("#position").split(":")
-        return 0.0 if "–" in minutes else int(minutes) * 60 + float(seconds)
+        return _seconds(self.page.inner_text("#position"))
 
     def wait_for_seconds(self, least: float) -> None:
         self.page.wait_for_function(
@@ -208,6 +212,41 @@ class Visit:
     def wait_for_prompt(self, id: int) -> None:
         """Until the picture is one of this entry of the timeline."""
         self.page.wait_for_selector(f"#said [data-id='{id}'][aria-current]", state="attached")
+
+    def pause_at(self, id: int) -> None:
+        """Pauses as soon as the picture is one of this entry of the timeline, not a moment later."""
+        self.page.evaluate(
+            """(id) => new Promise((done) => {
+                const check = () => {
+                    if (!document.querySelector(`#said [data-id="${id}"][aria-current]`)) return false;
+                    document.querySelector("#play").click();
+                    done();
+                    return true;
+                };
+                if (check()) return;
+                new MutationObserver((_, observer) => check() && observer.disconnect())
+                    .observe(document.querySelector("#said"), { attributes: true, subtree: true });
+            })""",
+            id,
+        )
+
+    def note_positions(self) -> None:
+        """From now on the first position that is drawn is kept, for `first_position`."""
+        self.page.evaluate(
+            """() => {
+                const position = document.querySelector("#position");
+                window.firstPosition = new Promise((done) => {
+                    new MutationObserver((_, observer) => {
+                        observer.disconnect();
+                        done(position.textContent);
+                    }).observe(position, { childList: true, characterData: true, subtree: true });
+                });
+            }"""
+        )
+
+    def first_position(self) -> float:
+        """In seconds of video, waited for."""
+        return _seconds(self.page.evaluate("window.firstPosition"))
 
     def pictures(self, count: int) -> np.ndarray:
         """The next frames that are drawn, as they are on the canvas, made as small as the model makes them."""

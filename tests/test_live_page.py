@@ -93,8 +93,7 @@ def test_a_take_is_started_watched_and_steered(visit: Visit, screenshots: Path) 
 
     # and back to what was before
     visit.page.click("[aria-label='0:00, play from 0 seconds']")
-    visit.wait_for_prompt(0)
-    visit.page.click("#play")
+    visit.pause_at(0)
     visit.page.wait_for_selector("#play[aria-label=Play]")
     assert visit.seconds < change["seconds"]
     assert place_and_colour(visit.still(), FIRST)[0] == "meadow"
@@ -131,10 +130,10 @@ def test_pause_resume_stop_and_reload(visit: Visit) -> None:
     page.wait_for_timeout(1000)
     assert (visit.seconds, visit.canvas()) == (shown, picture)
 
+    visit.note_positions()
     page.keyboard.press("Space")
     page.wait_for_selector("#play[aria-label=Pause]")
-    visit.pictures(2)
-    assert 0 < visit.seconds - shown < 1.5  # it goes on where it was
+    assert 0 < visit.first_position() - shown < 1.5  # it goes on where it was
     visit.wait_for_seconds(shown + 1.5)
 
     page.reload()
@@ -285,6 +284,34 @@ def test_who_waits_is_told_the_place(visit: Visit) -> None:
     visit.page.go_forward()
     visit.wait_for_seconds(0.2)
     assert [take["id"] for take in visit.server.ask("api/takes")["takes"]] == [second]
+
+
+def test_who_leaves_before_the_connection_is_there_leaves_quietly(visit: Visit) -> None:
+    visit.start()
+    take = visit.create(FIRST[0])
+    visit.page.click("#new-take")
+    visit.page.evaluate(
+        """async (take) => {
+            const view = document.querySelector("#watch");
+            for (let i = 0; i < 3; i++) {
+                const seen = new Promise((done) => {
+                    new MutationObserver((_, observer) => {
+                        if (view.hidden) return;
+                        observer.disconnect();
+                        done();
+                    }).observe(view, { attributes: true });
+                });
+                location.hash = take;
+                await seen;
+                location.hash = "";
+                await new Promise((done) => setTimeout(done, 300));
+            }
+        }""",
+        take,
+    )
+    visit.page.wait_for_selector("#home:not([hidden])")
+    assert visit.server.ask(f"api/takes/{take}")["viewers"] == 0
+    assert visit.complaints.found == []
 
 
 def test_everything_has_a_name_for_screen_readers(visit: Visit) -> None:

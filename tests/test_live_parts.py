@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -25,9 +28,10 @@ from longtake.live.settings import Settings
 from longtake.live.timeline import Timeline
 from longtake.live.trouble import Trouble
 from longtake.memory.policy import LONG, SHORT
+from longtake.mp4 import Fragment, fragments
 from longtake.prompts import parse_script
 from longtake.record import Recording
-from longtake.video import probe, read_frames
+from longtake.video import VideoWriter, probe, read_frames
 
 PROMPT = "a red ball rolls over a meadow"
 
@@ -100,6 +104,40 @@ def test_replay_gives_every_frame_in_any_order(tiny: LongTakePipeline, tmp_path:
     assert measure(path) == (69, path.stat().st_size)
 
 
+def test_replay_with_few_places_gives_the_same(tiny: LongTakePipeline, tmp_path: Path) -> None:
+    path = record(tiny, tmp_path / "take.mp4", (9 + 12 * 20) / 16)
+    frames = list(read_frames(path))
+    replay = Replay(path, places=4, readers=2)
+    numbers = random.Random(0)
+    for index in [len(frames) - 1, 0, *(numbers.randrange(len(frames)) for _ in range(60))]:
+        part = replay.read(index)
+        assert part is not None and np.array_equal(part.frames[index - part.first], frames[index])
+
+
+def test_a_picture_of_a_long_recording_is_found_by_a_short_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "take.mp4"
+    with VideoWriter(path, width=16, height=16) as writer:
+        for _ in range(400):
+            writer.write(np.zeros((1, 16, 16, 3), np.uint8))
+    walked = 0
+
+    def counted(file: BinaryIO, start: int = 0) -> Iterator[Fragment]:
+        nonlocal walked
+        for found in fragments(file, start):
+            walked += 1
+            yield found
+
+    monkeypatch.setattr("longtake.live.replay.fragments", counted)
+    replay = Replay(path, places=64)
+    assert replay.read(399) is not None and walked >= 400
+    for index in (398, 2, 300, 301, 150, 333):
+        walked = 0
+        assert replay.read(index) is not None
+        assert walked <= 2 + 400 / 32  # every second place may have been dropped; one is for the header
+
+
 def test_replay_of_a_file_that_is_torn_grows_and_is_cut(tiny: LongTakePipeline, tmp_path: Path) -> None:
     whole = record(tiny, tmp_path / "whole.mp4", (9 + 12 * 3) / 16)
     path, content, frames = tmp_path / "take.mp4", whole.read_bytes(), list(read_frames(whole))
@@ -115,8 +153,10 @@ def test_replay_of_a_file_that_is_torn_grows_and_is_cut(tiny: LongTakePipeline, 
     part = replay.read(0)
     assert part is not None and np.array_equal(part.frames[0], frames[0])
     (tmp_path / "none.mp4").write_bytes(b"")
+    assert Replay(tmp_path / "none.mp4").read(0) is None
+    (tmp_path / "other.mp4").write_bytes(content.replace(b"tfdt", b"free"))
     with pytest.raises(ValueError):
-        Replay(tmp_path / "none.mp4").read(0)
+        Replay(tmp_path / "other.mp4").read(0)
     assert measure(tmp_path / "none.mp4") == measure(tmp_path / "missing.mp4") == (0, 0)
 
 

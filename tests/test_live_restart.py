@@ -26,16 +26,21 @@ from .test_cli import refused
 
 
 @contextmanager
-def started(model: Path, data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Live]]:
+def started(
+    model: Path, data: Path, *options: str, token: str | None = None
+) -> Iterator[tuple[subprocess.Popen[str], Live]]:
     """``longtake serve`` on a free port; killed at the end of the block, if it is still there."""
     command = cli_command("serve", "--model", model, "--data", data, "--port", "0", "--dtype", "float32", *options)
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment, headers = ENVIRONMENT, {}
+    if token is not None:
+        environment, headers = {**ENVIRONMENT, "LONGTAKE_TOKEN": token}, {"Authorization": f"Bearer {token}"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", line)
         assert found, line + process.stderr.read()
-        live = Live(None, int(found[1]))  # type: ignore[arg-type]
+        live = Live(None, int(found[1]), headers)  # type: ignore[arg-type]
         wait_for(lambda: live.http.get("/readyz").status_code == 200)
         yield process, live
     finally:
@@ -101,7 +106,8 @@ def test_killed_and_continued(
 
 def test_stopped_gently_and_damaged_folders(tiny: LongTakePipeline, tiny_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with started(tiny_folder, data) as (process, live):
+    token = "not-for-the-log"
+    with started(tiny_folder, data, token=token) as (process, live):
         running, waiting = live.create(), live.create()
         live.wait(running, frames=21)
         with pytest.raises(ValueError, match="Another server uses the folder"), serving(tiny, tiny_folder, data):
@@ -109,6 +115,7 @@ def test_stopped_gently_and_damaged_folders(tiny: LongTakePipeline, tiny_folder:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0 and "can be continued" in said and "Traceback" not in said, said
+        assert "?token=..." in said and token not in said
     broken = data / "takes" / "00000000000000ff"
     broken.mkdir()
     (broken / "take.json").write_text("{}")

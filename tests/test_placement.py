@@ -144,7 +144,7 @@ def test_tensors_follow_the_blocks_and_shared_ones_move_once() -> None:
     memory.begin_chunk()
     x, text = torch.ones(1, 4, 3, 4, 6), torch.ones(1, 5, 128)
     # All blocks and the head ran; then the output was to come home, and a tensor without data cannot.
-    with pytest.raises(NotImplementedError, match="meta"), torch.no_grad(), attending(transformer, memory):
+    with pytest.raises(NotImplementedError, match="meta tensor"), torch.no_grad(), attending(transformer, memory):
         transformer(x, torch.zeros(1), text, return_dict=False)
     assert len(watch.calls) == 5
     for index, (hidden, words, time, rotary) in enumerate(watch.calls):

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from longtake.pocket.world import change, pose, repeats_after, sample_scenes, truth
+from longtake.pocket.world import change, pose, render, repeats_after, sample_scenes, truth
 from longtake.pocket.world.captions import facts, hidden_facts
 from longtake.pocket.world.laws import CIRCLE, LEAP, ROPE, WHEEL, camera_x, daylight
 from longtake.pocket.world.names import (
@@ -24,7 +24,7 @@ from longtake.pocket.world.names import (
     SHORT,
     TRAVEL,
 )
-from longtake.pocket.world.scenes import TOLD, Scenes
+from longtake.pocket.world.scenes import NEAR, TOLD, Scenes
 
 HOUR = 3600 * FPS
 
@@ -82,6 +82,18 @@ def test_a_calm_picture_follows_from_what_is_told_but_for_where_the_subject_is()
         ), name
     after = change(calm, 3, level="calm")
     assert set(after.motion[:, 0].tolist()) == set(seen) and not after.occluder.any() and not after.second.any()
+    assert not calm.pattern.any() and not after.pattern.any()
+
+
+def test_what_is_near_is_painted_whole() -> None:
+    """Nothing is cut off by the window it is painted in: area goes as the square of the radius."""
+    near = sample_scenes(40, 5, "calm")
+    near.motion[:], near.anchor[:], near.phase[:] = MOTIONS.index("circles"), 0.0, 0.25
+    far = near.clone()
+    far.radius = far.radius / NEAR
+    times = torch.zeros(40, 1, dtype=torch.long)
+    areas = [render(scenes, times, 96).whole[:, 0, 0].sum((-1, -2)) for scenes in (near, far)]
+    assert torch.allclose(areas[0] / areas[1], torch.tensor(NEAR**2), rtol=0.1)
 
 
 def test_an_unknown_level_is_refused() -> None:

@@ -18,6 +18,7 @@ from longtake import cli_options as typed
 from longtake.cli_compare import compare
 from longtake.cli_eval import evaluate
 from longtake.cli_progress import open_streams, say, settle_streams, tell
+from longtake.cli_serve import serve
 from longtake.training.command import train
 
 app = typer.Typer(
@@ -70,14 +71,7 @@ def generate(
             help="What is remembered, see `longtake memories`; e.g. memrope:sink=3,recent=4. Default: the model's.",
         ),
     ] = None,
-    memory_weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="Weights of a learned memory (echo): a folder or file of save_memory, or a published checkpoint. "
-            "Default: the model's own, if it has any.",
-        ),
-    ] = None,
+    memory_weights: typed.MemoryWeights = None,
     seed: Annotated[int | None, typer.Option(help="Of all noise; the same seed, the same video. Default: 0.")] = None,
     out: Annotated[
         Path | None,
@@ -177,105 +171,7 @@ def generate(
     raise typer.Exit(run(request))
 
 
-@app.command()
-def serve(
-    folder: Annotated[
-        Path, typer.Option("--data", metavar="FOLDER", help="Where all takes are kept. Made if it is not there.")
-    ] = Path("live"),
-    host: Annotated[
-        str, typer.Option(help="Address to listen to. Others than this computer's own need a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen to; 0 for any that is free.")] = 8000,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            help="What requests must show. Better in the variable LONGTAKE_TOKEN, where others cannot see it."
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A name by which people reach the server; may be given several times."),
-    ] = None,
-    behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="Believe a proxy on this computer who its clients are.")
-    ] = False,
-    model: Annotated[str | None, typer.Option(help="As for `longtake generate`. Default: pocket.")] = None,
-    components: Annotated[Path | None, typer.Option(help="As for `longtake generate`.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="As for `longtake generate`.")] = None,
-    memory_weights: Annotated[Path | None, typer.Option(metavar="PATH", help="As for `longtake generate`.")] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|cpu|cuda|cuda:N,...|mps",
-            help="Where to compute; on each of several, one take at a time, with a model of its own. Default: auto.",
-        ),
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Default: auto.")] = None,
-    offload: Annotated[str | None, typer.Option(metavar="none|text|model|group")] = None,
-    quantize: Annotated[str | None, typer.Option(metavar="fp8|int8")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")] = None,
-    ahead: Annotated[
-        str, typer.Option(help="How far generation may be ahead of what is shown; prompts take effect that much later.")
-    ] = "1s",
-    idle_pause: Annotated[
-        str, typer.Option(help='A take pauses when nobody has watched it for so long; "never" for not at all.')
-    ] = "60s",
-    turn: Annotated[
-        str, typer.Option(help='How long a take may hold its device while others wait; "never" for no limit.')
-    ] = "never",
-    queue: Annotated[int, typer.Option(help="Takes that may wait, per device.")] = 8,
-    max_takes: Annotated[int, typer.Option(help="Takes that are kept.")] = 200,
-    max_length: Annotated[str, typer.Option(help="Length at which a take is finished.")] = "24h",
-    min_free: Annotated[float, typer.Option(help="GB that must stay free on the disk.")] = 0.5,
-    snapshot_every: Annotated[str, typer.Option(help="Of video, between snapshots.")] = "10s",
-    picture: Annotated[str, typer.Option(metavar="jpeg|webp", help="How frames are sent.")] = "jpeg",
-    quality: Annotated[int, typer.Option(help="Of pictures, 1 to 100.")] = 85,
-) -> None:
-    """Watch an endless video in the browser and steer it.
-
-    Prints the address of the page when it is there. Every take is recorded; stopped or killed, the server offers to
-    continue them when it is started again with the same folder.
-    """
-    from longtake.cli_serve import ServeRequest, duration, token_from
-    from longtake.cli_serve import serve as run
-
-    def request() -> ServeRequest:
-        from longtake.cli_prepare import Request
-        from longtake.live.settings import Settings
-
-        settings = Settings(
-            folder=folder,
-            host=host,
-            port=port,
-            token=token_from(token),
-            allow_hosts=tuple(allow_host or ()),
-            behind_proxy=behind_proxy,
-            ahead=duration("--ahead", ahead),
-            idle_pause=duration("--idle-pause", idle_pause),
-            turn=duration("--turn", turn),
-            queue=queue,
-            takes=max_takes,
-            max_seconds=duration("--max-length", max_length),
-            min_free=round(min_free * 1e9),
-            snapshot_every=duration("--snapshot-every", snapshot_every),
-            picture=picture,
-            quality=quality,
-        )
-        model_options = Request(
-            None,
-            model=model,
-            components=components,
-            loras=tuple(lora or ()),
-            memory_weights=memory_weights,
-            device=device,
-            dtype=dtype,
-            offload=offload,
-            quantize=quantize,
-            threads=threads,
-        )
-        return ServeRequest(model_options, settings)
-
-    raise typer.Exit(run(request))
+app.command()(serve)
 
 
 @app.command()

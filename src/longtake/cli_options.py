@@ -23,6 +23,14 @@ Lora = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH[:SCALE]", help="LoRA weights to fuse into the model; may be given several times."),
 ]
+MemoryWeights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Weights of a learned memory (echo): a folder or file of save_memory, or a published checkpoint. "
+        "Default: the model's own, if it has any.",
+    ),
+]
 Pixels = Annotated[int | None, typer.Option(help="In pixels. Default: the model's.")]
 Dtype = Annotated[
     str | None,

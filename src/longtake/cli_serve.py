@@ -1,165 +1,110 @@
-"""``longtake serve``: from options to a running server."""
+"""``longtake serve``: its options."""
 
 from __future__ import annotations
 
-import logging
-import math
-import os
-import tempfile
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
-from longtake.cli_generate import load_for, settled
-from longtake.cli_prepare import Job, Request, asked_for, prepare
-from longtake.cli_progress import say, settle_streams, tell, warn
-from longtake.facts import ModelFacts
-from longtake.live.settings import Settings
-from longtake.prompts import parse_duration
+import typer
 
-if TYPE_CHECKING:
-    from longtake.pipeline import LongTakePipeline
-
-NEVER = "never"
-_ANY_PROMPT = "a red ball rolls over a meadow"
-_MISSING = (
-    "The live server needs more than is installed ({}): install it with  pip install 'longtake[live]'  and try again."
-)
+from longtake import cli_options as typed
 
 
-@dataclass(frozen=True)
-class ServeRequest:
-    """What was typed; ``model`` has the options that ``longtake generate`` has too."""
+def serve(
+    folder: Annotated[
+        Path, typer.Option("--data", metavar="FOLDER", help="Where all takes are kept. Made if it is not there.")
+    ] = Path("live"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen to. Others than this computer's own need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen to; 0 for any that is free.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="What requests must show. Better in the variable LONGTAKE_TOKEN, where others cannot see it."
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name by which people reach the server; may be given several times."),
+    ] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="Believe a proxy on this computer who its clients are.")
+    ] = False,
+    model: typed.Model = None,
+    components: typed.Components = None,
+    lora: typed.Lora = None,
+    memory_weights: typed.MemoryWeights = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:N,...|mps",
+            help="Where to compute; on each of several, one take at a time, with a model of its own. Default: auto.",
+        ),
+    ] = None,
+    dtype: typed.Dtype = None,
+    offload: typed.Offload = None,
+    quantize: typed.Quantize = None,
+    threads: typed.Threads = None,
+    ahead: Annotated[
+        str, typer.Option(help="How far generation may be ahead of what is shown; prompts take effect that much later.")
+    ] = "1s",
+    idle_pause: Annotated[
+        str, typer.Option(help='A take pauses when nobody has watched it for so long; "never" for not at all.')
+    ] = "60s",
+    turn: Annotated[
+        str, typer.Option(help='How long a take may hold its device while others wait; "never" for no limit.')
+    ] = "never",
+    queue: Annotated[int, typer.Option(help="Takes that may wait, per device.")] = 8,
+    max_takes: Annotated[int, typer.Option(help="Takes that are kept.")] = 200,
+    max_length: Annotated[str, typer.Option(help="Length at which a take is finished.")] = "24h",
+    min_free: Annotated[float, typer.Option(help="GB that must stay free on the disk.")] = 0.5,
+    snapshot_every: Annotated[str, typer.Option(help="Of video, between snapshots.")] = "10s",
+    picture: Annotated[str, typer.Option(metavar="jpeg|webp", help="How frames are sent.")] = "jpeg",
+    quality: Annotated[int, typer.Option(help="Of pictures, 1 to 100.")] = 85,
+) -> None:
+    """Watch an endless video in the browser and steer it.
 
-    model: Request
-    settings: Settings
-
-
-def duration(option: str, text: str) -> float:
-    """Seconds of an option that may be "never".
-
-    Raises:
-        ValueError: in one sentence that names the option.
+    Prints the address of the page when it is there. Every take is recorded; stopped or killed, the server offers to
+    continue them when it is started again with the same folder.
     """
-    if text.strip().lower() == NEVER:
-        return math.inf
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None
+    from longtake.cli_serve_run import ServeRequest, duration, token_from
+    from longtake.cli_serve_run import serve as run
 
+    def request() -> ServeRequest:
+        from longtake.cli_prepare import Request
+        from longtake.live.settings import Settings
 
-def serve(request: Callable[[], ServeRequest]) -> int:
-    """Runs a server until it is stopped; returns the exit code: 0 stopped, 1 failed, 2 refused.
+        settings = Settings(
+            folder=folder,
+            host=host,
+            port=port,
+            token=token_from(token),
+            allow_hosts=tuple(allow_host or ()),
+            behind_proxy=behind_proxy,
+            ahead=duration("--ahead", ahead),
+            idle_pause=duration("--idle-pause", idle_pause),
+            turn=duration("--turn", turn),
+            queue=queue,
+            takes=max_takes,
+            max_seconds=duration("--max-length", max_length),
+            min_free=round(min_free * 1e9),
+            snapshot_every=duration("--snapshot-every", snapshot_every),
+            picture=picture,
+            quality=quality,
+        )
+        model_options = Request(
+            None,
+            model=model,
+            components=components,
+            loras=tuple(lora or ()),
+            memory_weights=memory_weights,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            quantize=quantize,
+            threads=threads,
+        )
+        return ServeRequest(model_options, settings)
 
-    Args:
-        request: what was typed, checked as far as it can be by itself.
-    """
-    try:
-        wanted = request()
-        devices = [name.strip() for name in (wanted.model.device or "auto").split(",")]
-        if len(set(devices)) < len(devices):
-            raise ValueError(f"--device names a device twice: {wanted.model.device}.")
-        jobs = [_prepared(wanted, device) for device in devices]
-    except (ValueError, MemoryError) as error:
-        return say(str(error), 2)
-    except OSError as error:
-        return say(f"{error.strerror or error} ({error.filename}).", 2)
-    try:
-        from longtake.live.app import make_server
-    except ImportError as error:
-        return say(_MISSING.format(error.name), 2)
-    try:
-        jobs = [settled(job) for job in jobs]
-        studio = _studio(wanted.settings, jobs)
-    except KeyboardInterrupt:  # downloads may be large
-        return say("Stopped.", 0) or 130
-    except ValueError as error:
-        return say(str(error), 2)
-    except OSError as error:
-        return say(f"{error.strerror or error} ({error.filename}).", 2)
-    return _run(make_server, studio, wanted.settings)
-
-
-def _prepared(wanted: ServeRequest, device: str) -> Job:
-    """What ``longtake generate`` would do on a device: all its checks, without a video."""
-    request = replace(wanted.model, device=device)
-    facts = ModelFacts.read(asked_for(request, {}))
-    examples = () if facts.pocket_words is None else facts.pocket_words.examples()
-    prompt = examples[0] if examples else _ANY_PROMPT
-    with tempfile.TemporaryDirectory() as folder:
-        return prepare(replace(request, prompt=prompt, out=Path(folder, "none.mp4"), seconds="1", quiet=True))
-
-
-def _studio(settings: Settings, jobs: list[Job]) -> Any:
-    from longtake.live.served import Served
-    from longtake.live.studio import Studio
-
-    first = jobs[0]
-    if len({job.dtype for job in jobs}) > 1:
-        raise ValueError("The devices would compute in different dtypes: choose one with --dtype.")
-    options: list[str] = []
-    request, choice = first.request, first.plan.model.choice.to_dict()  # with absolute paths
-    for name, value in (
-        ("--components", choice.get("components")),
-        ("--memory-weights", choice.get("memory")),
-        ("--quantize", request.quantize),
-        ("--threads", request.threads),
-    ):
-        options += [] if value is None else [name, str(value)]
-    for path, scale, _ in choice.get("loras", ()):
-        options += ["--lora", f"{path}:{scale:g}"]
-    served = Served(first.plan.model, first.dtype, tuple(options))
-    loads: dict[str, Callable[[], LongTakePipeline]] = {job.devices[0]: partial(load_for, job) for job in jobs}
-    return Studio(settings, served, loads)
-
-
-def _run(make_server: Any, studio: Any, settings: Settings) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = make_server(studio)
-    failed: list[str] = []
-
-    def broken(error: str) -> None:
-        failed.append(error)
-        server.should_exit = True
-
-    studio.on_broken = broken
-    threading.Thread(target=_announce, args=(server, studio, settings), daemon=True).start()
-    try:
-        server.run()
-    except KeyboardInterrupt:  # raised again by the server when everything has ended
-        pass
-    except SystemExit:
-        failed.insert(0, f"{settings.host} port {settings.port} cannot be listened to: it may be in use.")
-    code = say(failed[0], 1) if failed else say("Stopped; all takes can be continued.", 0)
-    if any(engine.is_alive() for engine in studio.engines):
-        # A model that is still being loaded cannot be interrupted, and the interpreter would end under its feet.
-        settle_streams()
-        os._exit(code)
-    return code
-
-
-def _announce(server: Any, studio: Any, settings: Settings) -> None:
-    """Says where the page is when it can be opened."""
-    while not server.started:
-        if server.should_exit:
-            return
-        threading.Event().wait(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(settings.host, settings.host)
-    name = f"[{host}]" if ":" in host else host
-    found = len(studio.takes())
-    if found:
-        say(f"{found} take{'s' * (found != 1)} from before can be continued.")
-    if settings.behind_proxy and not settings.allow_hosts:
-        warn("Behind a proxy, say with --allow-host by which name people reach it.")
-    token = "" if settings.token is None else f"?token={settings.token}"
-    tell(f"http://{name}:{port}/{token}")
-
-
-def token_from(option: str | None) -> str | None:
-    """The token that was typed, or that of the environment, which other users of the computer cannot see."""
-    return option or os.environ.get("LONGTAKE_TOKEN") or None
+    raise typer.Exit(run(request))

@@ -15,7 +15,7 @@ from longtake.live.info import describe, repeat
 from longtake.live.livetake import LiveTake
 from longtake.live.metrics import CONTENT_TYPE
 from longtake.live.pictures import encode
-from longtake.live.replay import Download, Replay
+from longtake.live.replay import Download
 from longtake.live.studio import Studio
 from longtake.live.trouble import STATUSES, Trouble
 
@@ -198,7 +198,7 @@ def _picture(take: LiveTake, frame: int, width: int | None) -> bytes:
 
 def _recorded(take: LiveTake, frame: int) -> np.ndarray:
     try:
-        part = Replay(take.folder.video).read(frame) if frame >= 0 else None
+        part = take.replay.read(frame) if frame >= 0 else None
     except (OSError, ValueError):
         part = None
     if part is None:

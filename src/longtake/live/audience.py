@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from longtake.live import livetake
 from longtake.live.pictures import Header, Ring, encode
-from longtake.live.replay import Part, Replay
+from longtake.live.replay import Part
 
 if TYPE_CHECKING:
     from longtake.live.livetake import LiveTake
@@ -88,7 +88,7 @@ class Viewer:
         self.wake = asyncio.Event()
         self.closed: tuple[int, str] | None = None
         self._pending: dict[str, str] = {}
-        self._replay = Replay(audience.take.folder.video)
+        self._replay = audience.take.replay
         self._part: tuple[int, list[bytes]] = (0, [])
         self._moves = 0
         self._task: asyncio.Task[None] | None = None

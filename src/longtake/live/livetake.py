@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from longtake.live.folder import TakeFolder
-from longtake.live.replay import measure
+from longtake.live.replay import Replay, measure
 from longtake.live.timeline import Timeline
 from longtake.record import Recorded
 
@@ -80,6 +80,7 @@ class LiveTake:
 
     Attributes:
         asked: what it was created with.
+        replay: reads the recording, for everybody; guards itself.
         state, reason, message: see ``docs/live-protocol.md``.
         frames, bytes: of the recording; ``snapshot_frame``: what its snapshot continues after.
         catch_up: frames that had been made before it was continued. Up to there it is made again as it was.
@@ -95,6 +96,7 @@ class LiveTake:
     def __init__(self, folder: TakeFolder, asked: Asked) -> None:
         self.folder, self.id, self.asked = folder, folder.id, asked
         self.timeline = Timeline(folder.timeline, asked.fps)
+        self.replay = Replay(folder.video)
         self.state, self.reason, self.message = PAUSED, "restart", ""
         self.frames = self.bytes = self.catch_up = 0
         self.snapshot_frame: int | None = None

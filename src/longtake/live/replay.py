@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from longtake.mp4 import Header, fragments
+from longtake.mp4 import Fragment, Header, fragments
 from longtake.video import read_frames
 
 
@@ -27,15 +32,27 @@ class Part(NamedTuple):
 
 
 class Replay:
-    """Reads chunks of a recording; going on where it was is cheap, going elsewhere walks through the file.
+    """Reads chunks of a recording, from several threads if need be.
+
+    It keeps a number of places in the file, evenly spread over what has been read so far, and where the last reads
+    ended: going on is cheap, and going elsewhere is a short walk however long the recording is.
 
     Args:
         path: the video, as ``VideoWriter`` writes it. It may grow, or be cut and grow again, meanwhile.
+        places: that are kept, at most.
+        readers: about how many go on through it at a time.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._next = (0, 0)  # the frame and the byte after what was read last
+    def __init__(self, path: Path, places: int = 256, readers: int = 32) -> None:
+        self._path, self._most, self._readers = path, places, readers
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        # Each a frame and the byte where its fragment begins, or will begin.
+        self._places = [(0, 0)]
+        self._ends: deque[tuple[int, int]] = deque(maxlen=self._readers)
+        self._apart = 1  # frames between places, at least
 
     def read(self, frame: int) -> Part | None:
         """The chunk with this frame; None if the recording does not have it (yet).
@@ -43,27 +60,44 @@ class Replay:
         Raises:
             OSError, ValueError: if the file is not there, or damaged.
         """
-        if frame < self._next[0]:
-            self._next = (0, 0)
         with self._path.open("rb") as file:
-            try:
-                return self._find(file, frame)
-            except ValueError:
-                # Cut and written again in the middle of what was read.
-                self._next = (0, 0)
-                return self._find(file, frame)
+            with self._lock:
+                try:
+                    found = self._find(file, frame)
+                except ValueError:
+                    # Cut and written again in the middle of what was read.
+                    self._forget()
+                    found = self._find(file, frame)
+            if found is None:
+                return None
+            # Not under the lock: decoding takes longer than finding.
+            header = _header(file)
+            file.seek(found.start)
+            content = file.read(found.end - found.start)
+        return Part(found.first, list(read_frames(io.BytesIO(header + content))))
 
-    def _find(self, file: BinaryIO, frame: int) -> Part | None:
-        header = _header(file)
-        for found in fragments(file, self._next[1]):
-            if found.first > frame:
+    def _find(self, file: BinaryIO, frame: int) -> Fragment | None:
+        place = self._places[bisect_right(self._places, frame, key=itemgetter(0)) - 1]
+        start = max([place, *(end for end in self._ends if end[0] <= frame)])
+        if start[1] > os.fstat(file.fileno()).st_size:
+            raise ValueError("The video is not what it was.")
+        for found in fragments(file, start[1]):
+            if found.first > frame or found.first != start[0]:
                 raise ValueError("The video is not what it was.")
+            start = (found.last + 1, found.end)
+            self._keep(start)
             if frame <= found.last:
-                file.seek(found.start)
-                content = file.read(found.end - found.start)
-                self._next = (found.last + 1, found.end)
-                return Part(found.first, list(read_frames(io.BytesIO(header + content))))
+                self._ends.append(start)
+                return found
         return None
+
+    def _keep(self, place: tuple[int, int]) -> None:
+        if place[0] < self._places[-1][0] + self._apart:
+            return
+        self._places.append(place)
+        if len(self._places) > self._most:
+            del self._places[1::2]
+            self._apart = self._places[-1][0] // (len(self._places) - 1)
 
 
 def _header(file: BinaryIO) -> bytes:

@@ -56,7 +56,9 @@ export class Link {
     const socket = this.#socket;
     this.#socket = null;
     if (!socket) return;
-    socket.close(1000);
+    // To break off a handshake is an error to a browser, for its console.
+    if (socket.readyState === WebSocket.CONNECTING) socket.addEventListener("open", () => socket.close(1000));
+    else socket.close(1000);
     this.#hears.connected(false);
   }
 

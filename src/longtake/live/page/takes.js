@@ -12,7 +12,7 @@ export class Takes {
   #list;
   #timer = 0;
   #shown = "";
-  /** What was deleted, until the server's list says so. @type {Set<string>} */
+  /** What is being deleted, or was: the server's list may be from before. @type {Set<string>} */
   #deleted = new Set();
 
   constructor() {
@@ -66,7 +66,7 @@ export class Takes {
     const others = take.viewers > 0 ? ` · ${take.viewers} watching` : "";
     return make(
       "li",
-      { class: "card", "data-state": take.state },
+      { class: "card", "data-take": take.id, "data-state": take.state },
       face,
       make(
         "div",
@@ -99,10 +99,12 @@ export class Takes {
     dialog.returnValue = "keep";
     dialog.addEventListener("close", async () => {
       if (dialog.returnValue !== "delete") return;
-      await attempt(async () => {
-        await api.remove(take.id);
-        this.#deleted.add(take.id);
-      });
+      this.#deleted.add(take.id);
+      this.#list.querySelector(`[data-take="${take.id}"] img`)?.removeAttribute("src"); // not to wait for what goes
+      if (!(await attempt(() => api.remove(take.id).then(() => true)))) {
+        this.#deleted.delete(take.id);
+        this.#shown = "";
+      }
       this.#refresh();
     }, { once: true });
     dialog.showModal();

@@ -16,7 +16,7 @@ from longtake.pocket.world.drawing import SUBJECT_TINTS
 from longtake.pocket.world.laws import Pose, as_frames, camera_x, daylight, pose
 from longtake.pocket.world.names import GROUND, SHAPES, SIZE
 from longtake.pocket.world.places import grid, paint_places
-from longtake.pocket.world.scenes import JITTER, RADII, SECOND, Scenes
+from longtake.pocket.world.scenes import JITTER, NEAR, RADII, SECOND, Scenes
 from longtake.pocket.world.subjects import REACH, Look, draw
 
 _BLOCK = 48  # pictures made at once on a CPU: what fits its caches is several times faster than what does not
@@ -159,14 +159,13 @@ class _Painter:
         groups = []
         for shape in range(len(SHAPES)):
             of_shape = there & (scenes.shape[:, subject] == shape)
-            if subject:
-                kinds = [(SECOND, of_shape)]
-            else:
-                kinds = [(r, of_shape & (scenes.size[:, 0] == i)) for i, r in enumerate(RADII)]
-            for radius, chosen in kinds:
-                items = chosen.nonzero()[:, 0]
+            bounds = [r * (1 + JITTER) for r in ((SECOND,) if subject else RADII + tuple(NEAR * r for r in RADII))]
+            # by the smallest bound that holds: a window is no larger than need be
+            kind = torch.bucketize(scenes.radius[:, subject], torch.tensor(sorted(bounds)))
+            for i, bound in enumerate(sorted(bounds)):
+                items = (of_shape & (kind == i)).nonzero()[:, 0]
                 if len(items):
-                    groups.append((shape, radius * (1 + JITTER), items))
+                    groups.append((shape, bound, items))
         return groups
 
     def _window(self, x: Tensor, y: Tensor, half_x: float, half_y: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

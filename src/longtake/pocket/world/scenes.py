@@ -22,6 +22,7 @@ from longtake.pocket.world.names import (
 LEVELS = ("calm", "plain", "moving", "full")
 """How much there is, see `sample_scenes`."""
 RADII = (0.28, 0.38)  # by size, in units of half the picture's height
+NEAR = 1.37  # so much larger subjects are at the level "calm"
 SECOND = 0.20  # the radius of a second subject
 JITTER = 0.05  # a radius is up to this share larger or smaller
 
@@ -138,10 +139,10 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
     Args:
         count: how many.
         seed: of the draw.
-        level: "calm" (one subject that wears nothing, short motions or leaving, still camera, light that stays, and a
-            place always looks the same), "plain" (besides: what is worn, landmarks and land of a scene's own; nobody
-            leaves), "moving" (besides: all long excursions, things to pass behind, a turning day) or "full" (besides: a
-            second subject, a panning camera).
+        level: "calm" (one subject that is near, of one colour, and wears nothing; short motions or leaving, still
+            camera, light that stays, and a place always looks the same), "plain" (besides: subjects of all distances,
+            patterns, what is worn, landmarks and land of a scene's own; nobody leaves), "moving" (besides: all long
+            excursions, things to pass behind, a turning day) or "full" (besides: a second subject, a panning camera).
         device: where the tensors go; the draw itself is on the CPU.
 
     Raises:
@@ -228,9 +229,11 @@ def sample_scenes(count: int, seed: int, level: str = "full", device: torch.devi
 
 
 def _calm(scenes: Scenes) -> None:
-    """Takes away what differs from scene to scene although no prompt could tell it."""
+    """Takes away what differs from scene to scene although no prompt could tell it, and what is small."""
     scenes.accessory[:], scenes.eyes[:], scenes.angle[:] = 0, 0, 0.0
-    scenes.radius[:] = torch.stack([torch.tensor(RADII)[scenes.size[:, 0]], torch.full((len(scenes),), SECOND)], 1)
+    scenes.pattern[:] = PATTERNS.index("plain")
+    near = torch.tensor(RADII)[scenes.size[:, 0]] * NEAR
+    scenes.radius[:] = torch.stack([near, torch.full((len(scenes),), SECOND)], 1)
     scenes.landmark[:], scenes.landmark_shift[:] = torch.arange(4), 0.0
     scenes.sun[:], scenes.hills[:] = 0.4, 0.5
 
