@@ -130,11 +130,21 @@ def test_calm_tasks_have_calm_scenes_and_ask_what_is_hidden_there() -> None:
     assert {name.split("-")[0] for name in there} == {"away", "return", "identity", "changes", "motion"}
     assert set(there) < set(tasks_of("plain")) == set(TASKS)
     always = sample_scenes(1, 0, "calm")
-    asked = {"away": {"color", "pattern", "size"}, "changes": set(), "motion": {"motion"}}
+    asked = {"away": {"color"}, "changes": set(), "motion": {"motion"}}
     for task in make_tasks(9, 4, ["away-2", "return", "identity-60", "changes", "motion"], "calm"):
         assert {*task.asked} == asked.get(task.name.split("-")[0], asked["away"]) and task.level == "calm"
         for _, scene in task.shots:
-            for field in ("accessory", "eyes", "angle", "landmark", "landmark_shift", "sun", "hills", "camera"):
+            for field in (
+                "accessory",
+                "eyes",
+                "angle",
+                "pattern",
+                "landmark",
+                "landmark_shift",
+                "sun",
+                "hills",
+                "camera",
+            ):
                 assert torch.equal(getattr(scene, field), getattr(always, field)), (task.name, field)
             assert not scene.occluder.any() and int(scene.light[0]) < 3
             assert MOTIONS[int(scene.motion[0, 0])] in (*SHORT, "walks", "leaves")

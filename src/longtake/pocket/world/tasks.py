@@ -29,7 +29,8 @@ HIDDEN = ("color", "pattern", "size", "accessory", "accessory_color")
 """What prompts of memory tasks do not tell of a subject: only history can know it."""
 LEVELS = ("plain", "calm")
 """Of the scenes of tasks, see `sample_scenes`: calm for models that were trained on calm ones, plain for all others."""
-_WORN = ("accessory", "accessory_color")  # of calm scenes nothing to ask: nobody wears anything
+# Not asked of calm scenes: nobody wears anything, all are of one colour, and how large they are depends on the level.
+_NOT_CALM = ("accessory", "accessory_color", "pattern", "size")
 
 
 @dataclass(frozen=True)
@@ -276,10 +277,10 @@ def _identity(seconds: int) -> Callable[[str, int, Scenes], Task]:
 _CHANGES = ("color", "motion", "place", "pattern", "light", "shape")
 
 
-def _changes(name: str, number: int, scene: Scenes) -> Task:
+def _changes(name: str, number: int, scene: Scenes, told: tuple[str, ...] = _CHANGES) -> Task:
     scenes, last = [_settled(scene, number)], 6 * names.FPS
     for step in range(4):
-        only = _CHANGES[(number + step) % len(_CHANGES)]
+        only = told[(number + step) % len(told)]
         new = scenes[-1]
         for attempt in range(20):  # what keeps the subject in sight, and a light that stays
             new = change(scenes[-1], 1000 * number + 10 * step + attempt, only)
@@ -336,7 +337,11 @@ TASKS: dict[str, TaskInfo] = {
         )
         for n in (60, 600, 3600)
     },
-    "changes": TaskInfo("four new prompts: is what they say done, and everything else left alone?", _changes, _changes),
+    "changes": TaskInfo(
+        "four new prompts: is what they say done, and everything else left alone?",
+        _changes,
+        partial(_changes, told=tuple(name for name in _CHANGES if name != "pattern")),
+    ),
     "motion": TaskInfo(
         "does the subject move by the law that the prompt names?",
         _motion,
@@ -387,4 +392,4 @@ def _make(name: str, number: int, scene: Scenes, level: str) -> Task:
     if level == "plain" or info.calm is None:
         return info.make(name, number, scene)
     task = info.calm(name, number, scene)
-    return replace(task, level=level, asked=tuple(asked for asked in task.asked if asked not in _WORN))
+    return replace(task, level=level, asked=tuple(asked for asked in task.asked if asked not in _NOT_CALM))
