@@ -1,4 +1,4 @@
-"""Readers and tasks of the second edition, held against rendered scenes whose truth is known."""
+"""Readers of the second edition, held against rendered scenes whose truth is known."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from longtake.pocket.world import (
-    make_tasks,
     read,
     read_motion,
     relative,
     render,
     sample_scenes,
-    score,
     sharpness,
     truth,
 )
@@ -21,7 +19,6 @@ from longtake.pocket.world.names import MOTIONS
 from longtake.pocket.world.reader import Reading, degrade
 from longtake.pocket.world.scenes import Scenes
 from longtake.pocket.world.segment import HEIGHT, working_size
-from longtake.pocket.world.tasks import TASKS
 
 COUNT = 160
 
@@ -106,52 +103,3 @@ def test_blur_shows_in_sharpness_and_grey_in_saturation() -> None:
     assert relative(grey, 0, 0)["saturation"].max() < 1e-4
     with pytest.raises(ValueError, match="turn"):
         relative(video, 0, 3)
-
-
-def test_tasks_are_lost_and_found_as_they_say() -> None:
-    tasks = make_tasks(2, 5)
-    assert [t.name for t in tasks] == [name for name in TASKS for _ in range(2)]
-    for task in tasks:
-        during = truth(task.scene, torch.arange(task.frames), 32)
-        assert during.in_picture[0, task.before, 0].all() and during.in_picture[0, task.after, 0].all()
-        assert int(task.after.max()) < task.frames
-        between = slice(int(task.before.max()) + 1, int(task.after.min()))
-        if task.name == "return":
-            assert (~during.in_picture[0, between, 0]).sum() > 64
-        elif task.name == "occlusion":
-            assert during.occluded[0, between, 0].max() > 0.4
-        elif task.name == "pan":
-            assert during.camera[0, between].abs().max() > 1.2
-            assert during.camera[0, task.before].abs().max() == 0 and during.camera[0, task.after].abs().max() < 0.02
-        else:
-            assert during.daylight[0, between].min() == 0
-            assert during.daylight[0, task.after].min() > 0.99
-        prompt = task.script[0][1]
-        assert task.truth["color"] not in prompt
-    with pytest.raises(ValueError, match="return, occlusion"):
-        make_tasks(1, 0, ("forget",))
-
-
-def test_a_perfect_memory_scores_and_a_forgetful_one_does_not() -> None:
-    tasks = make_tasks(4, 6, ("return", "occlusion", "pan", "night"))
-    right: dict[str, list[float]] = {}
-    wrong: dict[str, list[float]] = {}
-    others = make_tasks(4, 61, ("return", "occlusion", "pan", "night"))
-    for task, other in zip(tasks, others, strict=True):
-        times = torch.arange(task.frames)
-        looked = torch.cat([task.before, task.after])
-        video = torch.zeros(task.frames, 3, 64, 64)
-        video[looked] = render(task.scene, times[looked], 64).video[0]
-        swapped = video.clone()
-        stranger = other.scene.clone()
-        stranger.place, stranger.shape, stranger.motion = task.scene.place, task.scene.shape, task.scene.motion
-        stranger.color = (task.scene.color + 2) % 7
-        swapped[task.after] = render(stranger, task.after, 64).video[0]
-        key = "place" if task.name == "pan" else "color"
-        right.setdefault(task.name, []).append(score(task, video)[key])
-        wrong.setdefault(task.name, []).append(score(task, swapped)[key])
-        with pytest.raises(ValueError, match="frames"):
-            score(task, video[:30])
-    for name in right:
-        assert sum(right[name]) / 4 > 0.7, (name, right)
-        assert sum(wrong[name]) / 4 < 0.35, (name, wrong)

@@ -13,23 +13,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from longtake.pocket.world.captions import Truth, caption, caption_and_told, facts, hidden_facts, truth
+    from longtake.pocket.world.clips import Clip, Looks, look_at, read_clip, vote
     from longtake.pocket.world.follow import read_motion, relative, saturation, sharpness
     from longtake.pocket.world.laws import Pose, camera_x, daylight, pose, repeats_after
     from longtake.pocket.world.reader import Reading, read
     from longtake.pocket.world.renderer import Rendered, backgrounds, render
     from longtake.pocket.world.scenes import Scenes, change, join, sample_scenes
-    from longtake.pocket.world.tasks import Task, make_tasks, score
+    from longtake.pocket.world.tasks import TASKS, Task, make_tasks
 
 _WHERE = {
     "captions": ("Truth", "caption", "caption_and_told", "facts", "hidden_facts", "truth"),
+    "clips": ("Clip", "Looks", "look_at", "read_clip", "vote"),
     "follow": ("read_motion", "relative", "saturation", "sharpness"),
     "laws": ("Pose", "camera_x", "daylight", "pose", "repeats_after"),
     "reader": ("Reading", "read"),
     "renderer": ("Rendered", "backgrounds", "render"),
     "scenes": ("Scenes", "change", "join", "sample_scenes"),
-    "tasks": ("Task", "make_tasks", "score"),
+    "tasks": ("TASKS", "Task", "make_tasks"),
 }
 __all__ = [
+    "TASKS",
+    "Clip",
+    "Looks",
     "Pose",
     "Reading",
     "Rendered",
@@ -45,18 +50,20 @@ __all__ = [
     "facts",
     "hidden_facts",
     "join",
+    "look_at",
     "make_tasks",
     "pose",
     "read",
+    "read_clip",
     "read_motion",
     "relative",
     "render",
     "repeats_after",
     "sample_scenes",
     "saturation",
-    "score",
     "sharpness",
     "truth",
+    "vote",
 ]
 
 

@@ -64,18 +64,20 @@ def _laws(frames: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(motions).to(device), torch.cat(places).to(device), torch.cat(seen).to(device)
 
 
-def read_motion(reading: Reading) -> Tensor:
-    """The motion of each video's subject, indices into `names.MOTIONS`, ``[videos]``.
+def fit_laws(x: Tensor, y: Tensor, there: Tensor, certain: Tensor) -> tuple[Tensor, Tensor]:
+    """How far tracks are from the law of each motion.
 
-    By synthesis: every law is run from every moment of its period, moved sideways to where it fits best, and the one
-    that fits best is taken. It wants a still camera and about four seconds. It never answers "orbits".
+    Every law is run from every moment of its period and moved sideways to where it fits best.
 
     Args:
-        reading: of videos, fields ``[videos, frames]``.
+        x, y: of the subject, ``[videos, frames]``. there: whether it is seen at all, certain: and where, for sure.
+
+    Returns:
+        The cost of each motion but "orbits", by which laws are told apart, and the root of the mean squared distance to
+        the law in units of half the picture's height, both ``[videos, motions]``.
     """
-    motions, laws, expected = _laws(reading.x.shape[1], reading.x.device)
-    _, x, y, there = track(reading)
-    there, certain = there.float(), (there & ~reading.edge).float()
+    motions, laws, expected = _laws(x.shape[1], x.device)
+    there, certain = there.float(), certain.float()
     # where something may stand before it, the place that is seen counts for less
     both = certain[:, None] * torch.where(expected == 0.5, 0.4, expected)[None]
     amount = both.sum(2).clamp(min=1.0)
@@ -89,8 +91,24 @@ def read_motion(reading: Reading) -> Tensor:
     cost = (off.clamp(max=_FAR) * both).sum(2) / amount
     unlike = (there[:, None] - expected[None]).abs() * (expected != 0.5)[None]
     cost = cost + _UNSEEN * 2 * unlike.mean(2) + 0.02 / amount
-    of_motion = torch.stack([cost[:, motions == m].amin(1) for m in range(len(MOTIONS) - 1)], 1)
-    return of_motion.argmin(1)
+    distance = ((off * both).sum(2) / amount).sqrt()
+    best = [(motions == m).nonzero()[:, 0] for m in range(len(MOTIONS) - 1)]
+    each = [cost[:, of].min(1) for of in best]
+    far = [distance[:, of].gather(1, e.indices[:, None])[:, 0] for of, e in zip(best, each, strict=True)]
+    return torch.stack([e.values for e in each], 1), torch.stack(far, 1)
+
+
+def read_motion(reading: Reading) -> Tensor:
+    """The motion of each video's subject, indices into `names.MOTIONS`, ``[videos]``.
+
+    By synthesis, see `fit_laws`: the law that fits best is taken. It wants a still camera and about four seconds. It
+    never answers "orbits".
+
+    Args:
+        reading: of videos, fields ``[videos, frames]``.
+    """
+    _, x, y, there = track(reading)
+    return fit_laws(x, y, there, there & ~reading.edge)[0].argmin(1)
 
 
 def sharpness(video: Tensor) -> Tensor:
@@ -105,7 +123,8 @@ def saturation(video: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _usual(place: int, light: int, size: tuple[int, int]) -> tuple[float, float]:
+def usual(place: int, light: int, size: tuple[int, int]) -> tuple[float, float]:
+    """Mean sharpness and saturation of rendered scenes of a place and a light that stays, as pictures of a size."""
     scenes = sample_scenes(24, 81, "plain")
     scenes.place.fill_(place)
     scenes.light.fill_(light)
@@ -124,5 +143,5 @@ def relative(video: Tensor, place: int, light: int) -> dict[str, Tensor]:
     """
     if LIGHTS[light] == "turning":
         raise ValueError("A turning day has no usual look: give the light of the moment, day, dusk or night.")
-    sharp, strong = _usual(place, light, (video.shape[-2], video.shape[-1]))
+    sharp, strong = usual(place, light, (video.shape[-2], video.shape[-1]))
     return {"sharpness": sharpness(video) / sharp, "saturation": saturation(video) / strong}
