@@ -6,7 +6,6 @@ import io
 import json
 import re
 import subprocess
-import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from longtake.pocket.world.networks import (
     windows,
 )
 from longtake.training.world_readers import draw_examples, state_path, train
+from tests.conftest import warm
 
 
 def test_the_shipped_networks_are_small() -> None:
@@ -154,8 +154,7 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return warm.run(module, *arguments, cwd=Path.cwd())
 
 
 def test_the_command_that_checks(tmp_path: Path) -> None:

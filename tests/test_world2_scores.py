@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from longtake.evaluation.world_makers import Rendered, Strangers, Takes, _script
 from longtake.evaluation.world_run import summarise
 from longtake.pipeline import LongTakePipeline
 from longtake.pocket.world.names import FPS
+from tests.conftest import warm
 from tests.helpers_pipeline import build
 
 SIZE = 96
@@ -194,24 +194,23 @@ def test_models_with_other_chunks_are_refused() -> None:
 # The command
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "longtake.evaluation.world_run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return warm.run("longtake.evaluation.world_run", *arguments, cwd=cwd)
 
 
 def test_the_command_writes_scores_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "truth.json"
     common = ["--truth", "--size", "64", "--count", "1", "--out", str(out)]
-    done = run(*common, "--only", "occlusion")
+    done = run(*common, "--only", "occlusion", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = json.loads(out.read_text())
     assert [row["task"] for row in first["rows"]] == ["occlusion"] and first["model"] == "truth"
-    done = run(*common, "--only", "occlusion,away-2")
+    done = run(*common, "--only", "occlusion,away-2", cwd=tmp_path)
     assert done.returncode == 0 and "occlusion" not in done.stdout
     both = json.loads(out.read_text())
     assert both["rows"][0] == first["rows"][0] and both["rows"][1]["away"] == 2.0
     assert both["means"]["away-2"]["recall"]["count"] == 1
-    done = run(*common, "--only", "occlusion", "--seed", "1")
+    done = run(*common, "--only", "occlusion", "--seed", "1", cwd=tmp_path)
     assert done.returncode == 2 and "another model, memory, seed or level" in done.stderr
 
 
@@ -228,13 +227,7 @@ def test_the_command_writes_scores_and_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_ends_in_a_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "longtake.evaluation.world_run", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.rstrip().endswith(".")
     assert not list(tmp_path.iterdir())
 
