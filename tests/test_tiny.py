@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from longtake.checkpoints.registry import bases
 from longtake.cli_prepare import Request, prepare
+from longtake.operations import decoder_operations
 from longtake.pipeline import LongTakePipeline
 from longtake.speed import tiny_file
 from longtake.tiny import StreamingTinyDecoder, TinyDecoder
@@ -113,8 +115,11 @@ def test_operations(name: str) -> None:
 
 
 def test_published_names_and_sizes() -> None:
-    """As the published definition makes them for Wan 2.1."""
-    names = {name: tuple(x.shape) for name, x in TinyDecoder().state_dict().items()}
+    """As the published definition makes them for Wan 2.1; and what it saves there."""
+    tiny = TinyDecoder()
+    exact = decoder_operations(bases()["wan-1.3b"].vae, 480, 832, 3)
+    assert exact / tiny.operations(480, 832, latents=3) == pytest.approx(24.9, abs=0.05)
+    names = {name: tuple(x.shape) for name, x in tiny.state_dict().items()}
     assert names["decoder.1.weight"] == (256, 16, 3, 3) and names["decoder.22.weight"] == (3, 64, 3, 3)
     assert names["decoder.3.conv.0.weight"] == (256, 512, 3, 3) and names["decoder.7.conv.weight"] == (256, 256, 1, 1)
     assert names["decoder.13.conv.weight"] == (256, 128, 1, 1) and names["decoder.19.conv.weight"] == (128, 64, 1, 1)

@@ -25,10 +25,9 @@ from longtake.placement import OFFLOADS, check_offload, parse_devices
 from longtake.plan import DTYPE_BYTES, Plan, check_memory, default_dtype, format_bytes, format_seconds
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
-from longtake.speed import ATTENTIONS, DECODINGS, tiny_file
+from longtake.speed import ATTENTIONS, TYPED_DECODINGS, tiny_file
 
 TINY = "a .pth or .safetensors file of TAEHV"
-_DECODINGS = (*(name for name in DECODINGS if name != "tiny"), "tiny:FILE")
 DEFAULT_SECONDS = 30.0
 DEFAULT_OUT = Path("take.mp4")
 DTYPES = ("auto", *DTYPE_BYTES)
@@ -130,15 +129,15 @@ def prepare(request: Request) -> Job:
         ("--offload", request.offload, OFFLOADS),
         ("--quantize", request.quantize, QUANTIZE),
         ("--attention", request.attention, ATTENTIONS),
-        ("--decoding", None if tiny_file(request.decoding) else request.decoding, _DECODINGS),
+        ("--decoding", None if tiny_file(request.decoding) else request.decoding, TYPED_DECODINGS),
         ("--on-change", request.on_change, CHANGES),
     ):
         if value is not None and value not in accepted:
             raise ValueError(f"{option} must be one of {', '.join(accepted)}, not {value!r}.")
-    file = tiny_file(request.decoding)
-    if file is not None:  # whole, as the video may be continued from elsewhere
-        file_kind(Path(file).expanduser(), TINY)
-        request = replace(request, decoding=f"tiny:{Path(file).expanduser().resolve()}")
+    if file := tiny_file(request.decoding):
+        path = Path(file).expanduser()
+        file_kind(path, TINY)
+        request = replace(request, decoding=f"tiny:{path.resolve()}")  # the video may be continued from elsewhere
     if request.prompt is None and not request.resume:
         raise ValueError('A prompt is needed, e.g. longtake generate "a red ball rolls over a meadow".')
     if request.device is not None and request.devices is not None:
@@ -310,13 +309,11 @@ def _check_past(request: Request, found: Recorded | None, height: int, width: in
 
     if request.image is not None:
         read_picture(request.image, height, width)
-    elif request.continue_from is not None:
-        if request.continue_from.exists() and request.out.exists() and request.continue_from.samefile(request.out):
-            raise ValueError(
-                f"{request.out} cannot be continued into itself: --resume does that, or choose another --out."
-            )
-        return len(read_clip(request.continue_from, height, width, fps))
-    return 0
+    if (past := request.continue_from) is None:
+        return 0
+    if past.exists() and request.out.exists() and past.samefile(request.out):
+        raise ValueError(f"{request.out} cannot be continued into itself: --resume does that, or choose another --out.")
+    return len(read_clip(past, height, width, fps))
 
 
 def _script(request: Request, found: Recorded | None, seconds: float | None, facts: ModelFacts) -> Script:

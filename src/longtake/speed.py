@@ -20,6 +20,9 @@ DECODINGS = ("exact", "fast", "tiny")
 several at once and with the layout that suits the device, which is the same up to rounding; or by another, much smaller
 decoder (``longtake.tiny``), for previews."""
 
+TYPED_DECODINGS = ("exact", "fast", "tiny:FILE")
+"""`DECODINGS` as the command line takes them."""
+
 _CHOICES = {"forward path": FORWARD_PATHS, "attention": ATTENTIONS, "collapse": COLLAPSE, "decoding": DECODINGS}
 
 

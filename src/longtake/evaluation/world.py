@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -44,10 +44,11 @@ _HORIZONS = (60, 600, 3600)
 
 @dataclass
 class _Seen:
-    """What a window showed: what the networks say, the middle picture over time, and what frames are like."""
+    """What a window showed: what the networks say, what frames are like; of places the middle picture."""
 
     looks: Looks
-    still: Tensor  # [3, height, width]
+    size: tuple[int, int]
+    still: Tensor | None  # [3, height, width]; an hour of them would be 140 MB
     shade: Tensor | None  # mean colour of the subject's body, [3]
     sharpness: float
     saturation: float
@@ -73,19 +74,26 @@ def run_task(task: Task, generate: Generate) -> dict[str, float]:
 
 def _watch(task: Task, frames: Iterable[Frame]) -> dict[str, _Seen]:
     """Looks at a video's windows, frame by frame; those of the given part are rendered."""
-    held: dict[str, list[Tensor]] = {name: [] for name in task.windows}
+    still = task.kind == "place"
+    waiting = sorted(task.windows, key=lambda name: task.windows[name].start, reverse=True)  # the next one last
+    held: dict[str, list[Tensor]] = {}
     seen: dict[str, _Seen] = {}
     index = task.given
     size: tuple[int, int] | None = None
     for frame in frames:
         if index >= task.frames:
             break
-        for name, window in task.windows.items():
-            if window.start <= index < window.stop and (index - window.start) % window.step == 0:
+        while waiting and task.windows[waiting[-1]].start <= index:
+            name = waiting.pop()
+            if index < task.windows[name].stop:
+                held[name] = []
+        for name in list(held):
+            window = task.windows[name]
+            if (index - window.start) % window.step == 0:
                 held[name].append(_as_picture(frame))
                 size = (held[name][-1].shape[1], held[name][-1].shape[2])
-            if index == window.stop - 1 and held[name]:
-                seen[name] = _see(torch.stack(held.pop(name)))
+            if index == window.stop - 1 and (shown := held.pop(name)):
+                seen[name] = _see(torch.stack(shown), still)
         index += 1
     if index < task.frames:
         raise ValueError(
@@ -94,7 +102,7 @@ def _watch(task: Task, frames: Iterable[Frame]) -> dict[str, _Seen]:
     assert size is not None
     for name, window in task.windows.items():
         if name not in seen:
-            seen[name] = _see(task.render(window.start, window.stop, size)[:: window.step])
+            seen[name] = _see(task.render(window.start, window.stop, size)[:: window.step], still)
     return seen
 
 
@@ -107,11 +115,12 @@ def _as_picture(frame: Frame) -> Tensor:
     raise ValueError("A frame is a uint8 array [height, width, 3] or a tensor [3, height, width] in [0, 1].")
 
 
-def _see(frames: Tensor) -> _Seen:
+def _see(frames: Tensor, still: bool) -> _Seen:
     looks = look_at(frames)
     return _Seen(
         looks,
-        frames.median(0).values,
+        (frames.shape[-2], frames.shape[-1]),
+        frames.median(0).values if still else None,
         _shade(frames, looks),
         float(sharpness(frames).mean()),
         float(saturation(frames).mean()),
@@ -196,7 +205,7 @@ def _together(parts: Sequence[_Seen]) -> _Seen:
     subject = {name: torch.cat([p.looks.subject[name] for p in parts]) for name in OF_SUBJECT}
     shades = [p.shade for p in parts if p.shade is not None]
     shade = torch.stack(shades).mean(0) if shades else None
-    return _Seen(Looks(subject=subject, **joined), parts[0].still, shade, parts[0].sharpness, parts[0].saturation)
+    return replace(parts[0], looks=Looks(subject=subject, **joined), shade=shade)
 
 
 def _told(task: Task, clip: Clip, shot: int) -> float:
@@ -213,18 +222,19 @@ def _place(task: Task, seen: dict[str, _Seen]) -> dict[str, float]:
     there = float(values["place"] == task.truth["place"])
     each = [_same(known, values, name) if there else 0.0 for name in task.asked]
     # what could be seen all the time is left out
-    width = before.still.shape[-1]
+    assert before.still is not None and after.still is not None
+    width = before.size[1]
     half = {"landmark2": slice(0, width // 2), "landmark3": slice(width - width // 2, width)}
     part = half[task.asked[0]] if len(task.asked) == 1 else slice(0, width)
     off = (after.still - before.still)[..., part].abs().mean()
     return {
         "recall_landmark": _mean(each),
-        "recall_place": float((1 - off / _rearranged(task, before.still.shape[-2:], part)).clamp(0, 1)),
+        "recall_place": float((1 - off / _rearranged(task, before.size, part)).clamp(0, 1)),
         "told": _told(task, after.clip, -1),
     }
 
 
-def _rearranged(task: Task, size: Sequence[int], part: slice) -> Tensor:
+def _rearranged(task: Task, size: tuple[int, int], part: slice) -> Tensor:
     """How much a picture differs when the same kind of place is arranged anew: the mean of eight."""
     window = task.windows["before"]
     scene, moments = task.scene(0), task.clock[window.start : window.stop : 8]
@@ -232,7 +242,7 @@ def _rearranged(task: Task, size: Sequence[int], part: slice) -> Tensor:
     drawn = sample_scenes(8, 83, "plain")
     for name in ("landmark", "landmark_shift", "sun", "hills"):
         setattr(others, name, getattr(drawn, name))
-    pair = [render(s, moments, (size[0], size[1])).video[..., part].median(1).values for s in (scene, others)]
+    pair = [render(s, moments, size).video[..., part].median(1).values for s in (scene, others)]
     return (pair[0] - pair[1]).abs().mean()
 
 
@@ -244,8 +254,7 @@ def _identity(task: Task, seen: dict[str, _Seen]) -> dict[str, float]:
     scene = task.scene(0)
     light = float(daylight(scene, torch.zeros(1))[0, 0])
     last = [*seen.values()][-max(1, len(seen) // 5) :]
-    size = (last[0].still.shape[-2], last[0].still.shape[-1])
-    sharp, strong = usual(int(scene.place[0]), int(light < 0.75) + int(light < 0.25), size)
+    sharp, strong = usual(int(scene.place[0]), int(light < 0.75) + int(light < 0.25), last[0].size)
     scores["world_sharpness"] = _mean([s.sharpness for s in last]) / sharp
     scores["world_saturation"] = _mean([s.saturation for s in last]) / strong
     if first is None:
