@@ -131,8 +131,9 @@ class CausalStage(Stage):
 
     def takes(self, run: Run, captions: Sequence[str]) -> Tensor:
         """Takes as inference makes them: latents ``[n, frames, channels, h, w]``."""
+        s = self.config.causal
         with self.network.averaged() as module:
-            return few_step_takes(run, self.config, module, self.text, captions, self.config.causal.memories[0])
+            return few_step_takes(run, self.config, module, self.text, captions, s.memories[0], shift=s.shift)
 
     @torch.no_grad()
     def check(self, run: Run) -> Mapping[str, Figure]:
