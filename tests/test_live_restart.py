@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from longtake.live.replay import measure
 from longtake.video import probe
 
 from .conftest import ENVIRONMENT, cli_command
-from .helpers_live import OTHER, PATIENCE, PROMPT, Live, Seen, serving, wait_for
+from .helpers_live import OTHER, PATIENCE, PROMPT, TOKEN, Live, Seen, serving, wait_for
 from .test_cli import refused
 
 
@@ -153,10 +154,27 @@ def test_other_models_do_not_continue_a_take(tiny: LongTakePipeline, tiny_folder
         (["--idle-pause", "soon"], "--idle-pause"),
         (["--model", "nonsense"], "no model 'nonsense'"),
         (["--device", "cpu,cpu"], "twice"),
+        (["--min-free", "inf"], "--min-free must be 0 GB or more"),
+        (["--min-free", "-1"], "not -1."),
+        (["--token", ""], "8 to 200"),  # a variable that is not set
     ],
 )
 def test_refusals(options: list[str], expected: str, tmp_path: Path) -> None:
     assert expected in refused("serve", *options, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+def test_an_address_that_cannot_be_listened_to(host: str, tiny_folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = ["--host", host, "--port", str(taken.getsockname()[1]), "--token", TOKEN]
+        command = cli_command("serve", "--model", tiny_folder, "--data", tmp_path / "data", *options)
+        made = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert made.returncode == 1 and not made.stdout
+    (line,) = made.stderr.splitlines()
+    assert line.startswith(f"Error: {host} port ") and "cannot be listened to: " in line
+    assert ("in use" in line) == (host == "127.0.0.1")
 
 
 def test_the_example_in_the_documentation(tiny: LongTakePipeline, tiny_folder: Path, tmp_path: Path) -> None:
