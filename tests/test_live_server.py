@@ -516,6 +516,19 @@ def test_pictures_and_downloads(live: Live) -> None:
     assert 0 < len(short.content) < size and short.headers["content-length"] == str(len(short.content))
 
 
+def test_memory_of_a_take_that_ends_within_a_chunk(live: Live) -> None:
+    """33 frames and three of the next chunk's twelve: the first of its latent frames has pictures, the others none."""
+    id = live.create(max_seconds=36 / 16)
+    live.wait(id, state="finished")
+    slots = live.take(id)["memory_state"]["slots"]
+    current = [slot for slot in slots if slot["role"] == "current"]
+    assert [slot["latent"] for slot in current] == [9, 10, 11]
+    assert [slot["frame"] for slot in current] == [35, None, None]
+    for slot in slots:
+        assert (slot["picture"] is None) == (slot["frame"] is None)
+        assert slot["picture"] is None or live.http.get(slot["picture"]).status_code == 200
+
+
 def test_memory_pictures_are_there(live: Live) -> None:
     id = live.create()
     live.wait(id, frames=57)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -70,6 +72,9 @@ def serve(request: Callable[[], ServeRequest]) -> int:
     Args:
         request: what was typed, checked as far as it can be by itself.
     """
+    with contextlib.suppress(ValueError):  # not in the main thread
+        # As Ctrl-C, and from the beginning: loading takes long, and the first process of a container would not hear it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         wanted = request()
         devices = [name.strip() for name in (wanted.model.device or "auto").split(",")]
