@@ -174,8 +174,8 @@ class _Deaf(logging.Filter):
         if not isinstance(error, OSError):
             return True
         # asyncio's own text has the address again; unknown names have numbers that are no errno
-        known = error.errno is not None and error.errno > 0
-        self.why = os.strerror(error.errno) if known else error.strerror or str(error)
+        number = error.errno or 0
+        self.why = os.strerror(number) if number > 0 else error.strerror or str(error)
         return False
 
 
