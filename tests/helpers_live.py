@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,17 @@ class Live:
 
 
 @contextmanager
-def serving(pipe: LongTakePipeline, model: Path, data: Path, **settings: Any) -> Iterator[Live]:
-    """A server on a free port, until the end of the block."""
+def serving(
+    pipe: LongTakePipeline,
+    model: Path,
+    data: Path,
+    devices: Mapping[str, Callable[[], LongTakePipeline]] | None = None,
+    **settings: Any,
+) -> Iterator[Live]:
+    """A server on a free port, until the end of the block; with one device, unless others are given."""
     wanted = Settings(data, **{"port": 0, "limits": LOOSE, **settings})
     served = Served(ModelFacts.read(str(model)), "float32")
-    studio = Studio(wanted, served, {"cpu": lambda: pipe})
+    studio = Studio(wanted, served, devices or {"cpu": lambda: pipe})
     server = make_server(studio)
     thread = threading.Thread(target=server.run)
     thread.start()

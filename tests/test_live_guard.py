@@ -166,6 +166,13 @@ def test_the_token_becomes_a_cookie(secret: Live) -> None:
             assert json.loads(socket.recv())["type"] == "hello"
 
 
+def test_guesses_of_the_token_are_limited(start: Serving) -> None:
+    with start(token=TOKEN, limits=Limits(requests=1e6, orders=2)) as live, httpx.Client() as http:
+        address = f"http://127.0.0.1:{live.port}/"
+        answers = [code(http.get(address, params={"token": f"guess-{number}"})) for number in range(100)]
+        assert answers[0] == (401, "unauthorized") and (429, "too_many") in answers
+
+
 # Bodies and rates
 
 

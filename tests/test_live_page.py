@@ -16,6 +16,7 @@ import pytest
 from benchmarks.pocket_quality import read, truth_of
 
 from longtake.live.pictures import Header
+from longtake.memory import parse_memory
 from longtake.pocket.first.words import COLORS, PLACES
 from longtake.video import read_frames
 from tests.helpers_browser import Server, Visit, browsing
@@ -241,6 +242,83 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
     page.wait_for_function("was => getComputedStyle(document.body).backgroundColor !== was", arg=theme)
     page.keyboard.press("n")
     page.wait_for_selector("#home:not([hidden])")
+
+
+def test_a_new_take_is_what_was_chosen_and_the_figures_are_the_servers(visit: Visit) -> None:
+    visit.start()
+    page = visit.page
+    page.click("text=Memory, seed and size")
+    assert page.input_value("#memory-choice") == "memrope"
+    page.select_option("#memory-choice", "longlive")
+    drawn = page.get_attribute(".drawn-slots", "aria-label")
+    page.click("text=Its settings")
+    page.fill("[data-setting=sink]", "2")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Width in pixels").fill("80")
+    page.get_by_label("Ends after").fill("6")
+    page.get_by_label("A new prompt").select_option("recache")
+    id = visit.create(FIRST[0])
+    take = visit.server.ask(f"api/takes/{id}")
+    assert take["memory"] == parse_memory("longlive:sink=2", 3).spec()
+    assert (take["seed"], take["width"], take["height"], take["max_seconds"]) == (7, 80, 64, 6.0)
+    assert take["on_change"] == "recache"
+    for fact in (take["memory"], "seed 7", "80×64"):
+        assert fact in page.inner_text("#facts")
+    shape = page.evaluate("(({ width, height }) => width / height)(document.querySelector('#screen'))")
+    assert abs(shape - 80 / 64) < 0.02
+
+    page.wait_for_selector("#veil:not([hidden]) >> text=This take has its full length")
+    take = visit.server.ask(f"api/takes/{id}")
+    assert take["state"] == "finished" and page.inner_text("#position") == "0:05.9"
+    page.wait_for_function("() => document.querySelector('#made').textContent === '0:06'")
+    figures = {
+        name: page.inner_text(f"[data-figure={name}] .value") for name in ("speed", "realTime", "shown", "latency")
+    }
+    rate = take["speed"]["frames_per_second"]
+    assert abs(float(figures["speed"]) - rate) <= (0.05 if rate < 9.95 else 0.5) + 1e-6
+    assert figures["realTime"].endswith("×") and abs(float(figures["realTime"][:-1]) - rate / 16) <= 0.5
+    assert (figures["shown"], figures["latency"]) == ("0:05", "–")
+    # The slots of the last chunk, role by role, and what was drawn of the usual setting before.
+    slots = take["memory_state"]["slots"]
+    tiles = page.eval_on_selector_all(
+        "#memory li:not([data-role=free])",
+        "items => items.flatMap((item) => [...item.querySelectorAll('.tile')].map(() => item.dataset.role))",
+    )
+    assert tiles == [slot["role"] for slot in slots] and tiles.count("sink") == 2
+    assert drawn.startswith("12 slots: 3 sink")
+    assert page.locator("#strip .strip-picture").count() == take["thumbnails"] == 2
+
+
+def test_prompts_are_text_wherever_they_stand(visit: Visit) -> None:
+    prompt = 'a red ball <img src=x onerror="document.body.id=1"> <b class=bold>rolls</b> & over a meadow'
+    visit.start()
+    page = visit.page
+    page.set_viewport_size({"width": 1400, "height": 900})
+    visit.create("a blue box in a room")
+    page.fill("#prompt", prompt)
+    page.press("#prompt", "Enter")
+    visit.wait_for_prompt(1)
+    page.wait_for_function("prompt => document.title === `${prompt} – Longtake`", arg=prompt)
+    assert page.inner_text("#said [data-id='1'] .what") == prompt
+    assert page.get_attribute("#screen", "aria-label") == f"The video: {prompt}"
+    page.click("#steer >> text=Said before")
+    assert page.inner_text("#steer .before .line >> nth=0") == prompt
+    page.keyboard.press("Escape")
+    page.click("#stop")
+    page.wait_for_selector("#veil:not([hidden]) >> text=Paused")
+    page.click("#repeat")
+    page.wait_for_selector("#repeat-dialog[open]")
+    assert "onerror=" in page.inner_text("#repeat-command")
+    page.keyboard.press("Escape")
+    page.click("#new-take")
+    page.wait_for_selector("#takes .card-prompt")
+    assert page.inner_text("#takes .card-prompt") == prompt
+    page.click("#takes [title=Delete]")
+    page.wait_for_selector("#delete-dialog[open]")
+    assert prompt in page.inner_text("#delete-text")
+    assert page.locator("b, .bold, img[src=x], [onerror]").count() == 0
+    assert page.evaluate("document.body.id") == ""
+    page.keyboard.press("Escape")
 
 
 def test_a_pause_is_for_oneself_while_others_watch(visit: Visit) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +20,11 @@ import typer
 from longtake import LongTakePipeline
 from longtake.cli import app
 from longtake.live.replay import measure
+from longtake.record import Recorded
 from longtake.video import probe
 
 from .conftest import ENVIRONMENT, cli_command
-from .helpers_live import OTHER, PATIENCE, PROMPT, Live, Seen, serving, wait_for
+from .helpers_live import OTHER, PATIENCE, PROMPT, TOKEN, Live, Seen, serving, wait_for
 from .test_cli import refused
 
 
@@ -133,6 +136,18 @@ def test_stopped_gently_and_damaged_folders(tiny: LongTakePipeline, tiny_folder:
         assert not (data / "takes" / running).exists()
 
 
+def test_a_service_manager_stops_it_as_gently(tiny_folder: Path, tmp_path: Path) -> None:
+    with started(tiny_folder, tmp_path / "data") as (process, live):
+        id = live.create()
+        live.wait(id, frames=21)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0 and said == "Stopped; all takes can be continued.\n"
+    video = tmp_path / "data" / "takes" / id / "take.mp4"
+    found = Recorded.look(video)
+    assert found is not None and found.frames == probe(video).frames >= 21
+
+
 def test_other_models_do_not_continue_a_take(tiny: LongTakePipeline, tiny_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with serving(tiny, tiny_folder, data) as live:
@@ -153,10 +168,38 @@ def test_other_models_do_not_continue_a_take(tiny: LongTakePipeline, tiny_folder
         (["--idle-pause", "soon"], "--idle-pause"),
         (["--model", "nonsense"], "no model 'nonsense'"),
         (["--device", "cpu,cpu"], "twice"),
+        (["--min-free", "inf"], "--min-free must be 0 GB or more"),
+        (["--min-free", "-1"], "not -1."),
+        (["--token", ""], "8 to 200"),  # a variable that is not set
     ],
 )
 def test_refusals(options: list[str], expected: str, tmp_path: Path) -> None:
     assert expected in refused("serve", *options, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+def test_an_address_that_cannot_be_listened_to(host: str, tiny_folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = ["--host", host, "--port", str(taken.getsockname()[1]), "--token", TOKEN]
+        command = cli_command("serve", "--model", tiny_folder, "--data", tmp_path / "data", *options)
+        made = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert made.returncode == 1 and not made.stdout
+    (line,) = made.stderr.splitlines()
+    assert line.startswith(f"Error: {host} port ") and "cannot be listened to: " in line
+    assert ("in use" in line) == (host == "127.0.0.1")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tiny_folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    (weights,) = (model / "transformer").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    command = cli_command("serve", "--model", model, "--data", tmp_path / "data", "--port", "0")
+    made = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    (line,) = made.stderr.splitlines()
+    assert made.returncode == 1 and line.startswith("Error: The model ") and "damaged" in line
 
 
 def test_the_example_in_the_documentation(tiny: LongTakePipeline, tiny_folder: Path, tmp_path: Path) -> None:

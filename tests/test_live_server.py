@@ -226,6 +226,41 @@ def test_a_live_viewer_who_falls_behind_is_sent_ahead(server: Serving) -> None:
             assert [header.frame for header, _ in seen.frames] == [0, skip["to"], skip["to"] + 1]
 
 
+def test_who_reads_nothing_is_sent_the_newest_only(live: Live) -> None:
+    """Nothing piles up for a stalled viewer but what fits into the connection's own buffers."""
+    id = live.create()
+    live.wait(id, frames=9)
+    live.order(id, "pause")
+    take, count, filler = live.studio.get(id), 4000, "x" * 16_000  # 64 MB in all
+    with live.watch(id, max_queue=1) as socket:
+        seen = Seen(socket)
+        seen.next()
+        for number in range(count):
+            with live.studio.changed:
+                live.studio.tell(take, "memory", {"number": number, "filler": filler})
+            if number % 100 == 0:
+                live.http.get("/healthz")  # the loop has seen to all before
+        numbers: list[int] = []
+        while not numbers or numbers[-1] < count - 1:
+            numbers += [message["memory"]["number"] for message in [seen.next()] if "memory" in message]  # type: ignore
+            seen.messages.clear()
+    assert numbers == sorted(numbers) and len(numbers) < count / 2
+
+
+def test_pictures_may_be_webp(server: Serving) -> None:
+    with server(picture="webp") as live:
+        id = live.create()
+        with live.watch(id, "?from=0&credit=12") as socket:
+            made = Seen(socket)
+            made.until_frames(12)
+        live.order(id, "pause")
+        with live.watch(id, "?from=3&credit=2") as socket:
+            again = Seen(socket)
+            again.until_frames(2)
+        for header, picture in [*made.frames, *again.frames]:
+            assert header.picture == "webp" and Image.open(io.BytesIO(picture)).format == "WEBP"
+
+
 # Pauses and queues
 
 
@@ -351,6 +386,54 @@ def test_one_bad_take_does_not_end_the_server(live: Live) -> None:
     assert metrics(live)["longtake_takes_failed_total",] == 1
 
 
+def test_while_the_model_is_loaded(tiny: LongTakePipeline, tiny_folder: Path, tmp_path: Path) -> None:
+    loaded = threading.Event()
+
+    def load() -> LongTakePipeline:
+        loaded.wait()
+        return tiny
+
+    with serving(tiny, tiny_folder, tmp_path / "data", {"cpu": load}) as live:
+        answer = live.http.get("/readyz")
+        assert (answer.status_code, answer.json()) == (503, {"status": "loading"})
+        assert live.http.get("/healthz").status_code == 200
+        id = live.create()  # it waits
+        assert (live.take(id)["state"], live.take(id)["place"]) == ("queued", 1)
+        loaded.set()
+        live.wait(id, frames=9)
+        assert live.http.get("/readyz").json() == {"status": "ready"}
+
+
+def test_a_device_that_is_lost(tiny: LongTakePipeline, tiny_folder: Path, tmp_path: Path) -> None:
+    """Its takes go on elsewhere; without any device the server says so. Tensors on "meta" have no values, so that
+    nothing can be computed there."""
+    data = tmp_path / "data"
+    with serving(tiny, tiny_folder, data, {"meta": lambda: tiny, "cpu": lambda: tiny}) as live:
+        wait_for(lambda: all(device["ready"] for device in live.http.get("/api/info").json()["devices"]))
+        id = live.create()
+        assert live.wait(id, frames=9)["device"] == "meta"
+        frames = live.order(id, "pause")["frames"]
+        wait_for(lambda: not metrics(live)["longtake_device_ready", "meta"])
+        assert metrics(live)["longtake_device_ready", "cpu"] == 1
+        assert live.http.get("/readyz").status_code == 200
+        live.order(id, "resume")
+        assert live.wait(id, frames=frames + 12)["device"] == "cpu"
+        repeat = live.http.get(f"/api/takes/{id}/repeat").json()
+        assert not repeat["exact"] and "meta and cpu" in repeat["note"]
+    with serving(tiny, tiny_folder, data, {"meta": lambda: tiny}) as live:
+        live.order(id, "resume")
+        live.wait(id, state="running")
+        waiting = live.create()
+        live.order(id, "pause")
+        take = live.wait(waiting, state="paused")
+        assert "does not work any more" in take["message"] and take["can_continue"]
+        answer = live.http.get("/readyz")
+        assert (answer.status_code, answer.json()) == (503, {"status": "failed"})
+        refused = live.http.post("/api/takes", json={"prompt": PROMPT})
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "busy"
+        assert live.http.get(f"/api/takes/{id}/frame.jpg?frame=0").status_code == 200  # what there is can be seen
+
+
 def test_a_disk_that_fills(tiny: LongTakePipeline, tiny_folder: Path, small_disk: Path) -> None:
     with serving(tiny, tiny_folder, small_disk / "data", min_free=0, ahead=60.0, snapshot_every=1.0) as live:
         id = live.create()
@@ -431,6 +514,19 @@ def test_pictures_and_downloads(live: Live) -> None:
     assert live.http.get(address, headers={"Range": f"bytes={size}-"}).status_code == 416
     short = live.http.get(address, params={"until": 10})
     assert 0 < len(short.content) < size and short.headers["content-length"] == str(len(short.content))
+
+
+def test_memory_of_a_take_that_ends_within_a_chunk(live: Live) -> None:
+    """33 frames and three of the next chunk's twelve: the first of its latent frames has pictures, the others none."""
+    id = live.create(max_seconds=36 / 16)
+    live.wait(id, state="finished")
+    slots = live.take(id)["memory_state"]["slots"]
+    current = [slot for slot in slots if slot["role"] == "current"]
+    assert [slot["latent"] for slot in current] == [9, 10, 11]
+    assert [slot["frame"] for slot in current] == [35, None, None]
+    for slot in slots:
+        assert (slot["picture"] is None) == (slot["frame"] is None)
+        assert slot["picture"] is None or live.http.get(slot["picture"]).status_code == 200
 
 
 def test_memory_pictures_are_there(live: Live) -> None:

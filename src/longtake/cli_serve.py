@@ -70,7 +70,7 @@ def serve(
     Prints the address of the page when it is there. Every take is recorded; stopped or killed, the server offers to
     continue them when it is started again with the same folder.
     """
-    from longtake.cli_serve_run import ServeRequest, duration, token_from
+    from longtake.cli_serve_run import ServeRequest, duration, space, token_from
     from longtake.cli_serve_run import serve as run
 
     def request() -> ServeRequest:
@@ -90,7 +90,7 @@ def serve(
             queue=queue,
             takes=max_takes,
             max_seconds=duration("--max-length", max_length),
-            min_free=round(min_free * 1e9),
+            min_free=space("--min-free", min_free),
             snapshot_every=duration("--snapshot-every", snapshot_every),
             picture=picture,
             quality=quality,

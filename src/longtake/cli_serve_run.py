@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -53,12 +55,26 @@ def duration(option: str, text: str) -> float:
         raise ValueError(f"{option}: {error}") from None
 
 
+def space(option: str, gigabytes: float) -> int:
+    """Bytes of an option in GB.
+
+    Raises:
+        ValueError: in one sentence that names the option.
+    """
+    if not (math.isfinite(gigabytes) and gigabytes >= 0):
+        raise ValueError(f"{option} must be 0 GB or more, not {gigabytes:g}.")
+    return round(gigabytes * 1e9)
+
+
 def serve(request: Callable[[], ServeRequest]) -> int:
     """Runs a server until it is stopped; returns the exit code: 0 stopped, 1 failed, 2 refused.
 
     Args:
         request: what was typed, checked as far as it can be by itself.
     """
+    with contextlib.suppress(ValueError):  # not in the main thread
+        # As Ctrl-C, and from the beginning: loading takes long, and the first process of a container would not hear it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         wanted = request()
         devices = [name.strip() for name in (wanted.model.device or "auto").split(",")]
@@ -130,19 +146,37 @@ def _run(make_server: Any, studio: Any, settings: Settings) -> int:
         server.should_exit = True
 
     studio.on_broken = broken
+    deaf = _Deaf()
+    logging.getLogger("uvicorn.error").addFilter(deaf)
     threading.Thread(target=_announce, args=(server, studio, settings), daemon=True).start()
     try:
         server.run()
     except KeyboardInterrupt:  # raised again by the server when everything has ended
         pass
     except SystemExit:
-        failed.insert(0, f"{settings.host} port {settings.port} cannot be listened to: it may be in use.")
+        failed.insert(0, f"{settings.host} port {settings.port} cannot be listened to: {deaf.why}.")
     code = say(failed[0], 1) if failed else say("Stopped; all takes can be continued.", 0)
     if any(engine.is_alive() for engine in studio.engines):
         # A model that is still being loaded cannot be interrupted, and the interpreter would end under its feet.
         settle_streams()
         os._exit(code)
     return code
+
+
+class _Deaf(logging.Filter):
+    """Takes note of why the server cannot listen, which uvicorn logs and does not raise: it is said in one sentence."""
+
+    why = "the server could not begin"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is another one."""
+        error = record.msg
+        if not isinstance(error, OSError):
+            return True
+        # asyncio's own text has the address again; unknown names have numbers that are no errno
+        number = error.errno or 0
+        self.why = os.strerror(number) if number > 0 else error.strerror or str(error)
+        return False
 
 
 def _announce(server: Any, studio: Any, settings: Settings) -> None:
@@ -159,6 +193,8 @@ def _announce(server: Any, studio: Any, settings: Settings) -> None:
         say(f"{found} take{'s' * (found != 1)} from before can be continued.")
     if settings.behind_proxy and not settings.allow_hosts:
         warn("Behind a proxy, say with --allow-host by which name people reach it.")
+    if settings.behind_proxy and settings.token is None:
+        warn("Without a token, everybody whom the proxy lets in may do everything here, deleting included.")
     address = f"http://{name}:{port}/"
     if settings.token is not None:
         if sys.stdout.isatty():
@@ -169,5 +205,6 @@ def _announce(server: Any, studio: Any, settings: Settings) -> None:
 
 
 def token_from(option: str | None) -> str | None:
-    """The token that was typed, or that of the environment, which other users of the computer cannot see."""
-    return option or os.environ.get("LONGTAKE_TOKEN") or None
+    """The token that was typed, or that of the environment, which other users of the computer cannot see. An empty one
+    is a variable that was misspelt, and no wish for a server without a token."""
+    return os.environ.get("LONGTAKE_TOKEN") if option is None else option

@@ -98,6 +98,7 @@ class Guard:
         if scope["type"] != "http" or scope["path"] != "/" or b"token=" not in scope["query_string"]:
             return False
         self._check_host(headers)
+        self._check_rate(scope, True)  # as often as orders: who guesses is slow
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if self._settings.token is not None and not _same(given, self._settings.token):
             raise Trouble("unauthorized", "The token in this address is not the server's.")

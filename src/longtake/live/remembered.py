@@ -27,8 +27,13 @@ class Remembered:
         self._averaging_since: int | None = None  # chunk at which running averages began
         self._seen = False
 
-    def after(self, chunk: int, first_frame: int) -> dict[str, Any]:
+    def after(self, chunk: int, first_frame: int, end: int | None = None) -> dict[str, Any]:
         """What chunk ``chunk`` attended to, itself included; call it when the chunk is made and no other has begun.
+
+        Args:
+            chunk: its index.
+            first_frame: of video, that it was decoded to.
+            end: frames of video that are kept, where the take ends within the chunk; None for all.
 
         Returns:
             The ``Memory`` of the live protocol.
@@ -44,10 +49,10 @@ class Remembered:
             "chunk": chunk,
             "first_frame": first_frame,
             "capacity": memory.capacity,
-            "slots": [self._slot(place, chunk) for place in places],
+            "slots": [self._slot(place, chunk, end) for place in places],
         }
 
-    def _slot(self, place: Place, chunk: int) -> dict[str, Any]:
+    def _slot(self, place: Place, chunk: int, end: int | None) -> dict[str, Any]:
         take, memory = self._take, self._take.memory
         per_second = take.pipe.config.fps / take.decoder.temporal  # latent frames
         newest = memory.frame - 1
@@ -57,13 +62,13 @@ class Remembered:
             if place.frame >= memory.frame - memory.chunk:
                 role = "current"  # it is of the past already, but was not for this chunk
             ratio = take.size // memory.chunk
+            slot |= {"latent": place.frame, "age": (newest - place.frame) * ratio / per_second}
+            first = take.decoder.frames_for(place.frame * ratio) - take.skip
             frame = max(0, take.decoder.frames_for((place.frame + 1) * ratio) - 1 - take.skip)
-            slot |= {
-                "latent": place.frame,
-                "frame": frame,
-                "age": (newest - place.frame) * ratio / per_second,
-                "picture": f"/api/takes/{self._id}/frame.jpg?frame={frame}&width={_PICTURE_WIDTH}",
-            }
+            if end is None or first < end:
+                frame = frame if end is None else min(frame, end - 1)
+                picture = f"/api/takes/{self._id}/frame.jpg?frame={frame}&width={_PICTURE_WIDTH}"
+                slot |= {"frame": frame, "picture": picture}
         elif role in ("long", "short") and isinstance(take.policy, MemRoPE):
             rate = getattr(take.policy, role)
             slot |= {"rate": rate, "age": self._mean_age(rate, chunk) / per_second}

@@ -212,7 +212,7 @@ class Session:
         made, took = time.time(), time.perf_counter() - self._began
         take, recording, chunk = self._take, self._recording, progress.chunk
         self._speeds.append((len(progress.video), took))
-        remembered = self._remembered.after(chunk.index, chunk.first_frame)
+        remembered = self._remembered.after(chunk.index, chunk.first_frame, chunk.first_frame + len(progress.video))
         self._look_back(progress.video, chunk.first_frame)
         with self._lock:
             take.frames = progress.frames

@@ -119,6 +119,9 @@ export class MemoryView {
       used.add(slot.picture);
       inside = this.#picture(slot);
       title = `Frame ${slot.frame}, at ${clock(slot.frame / this.#fps, true)}`;
+    } else if (slot.latent !== null) {
+      inside = ""; // the take ended within its last chunk
+      title = "Behind the end of the take";
     } else {
       inside = drawAverage(slot.rate ?? 0.05);
       title = slot.rate ? `Running average with rate ${slot.rate}` : "Learned";
