@@ -87,7 +87,7 @@ def attend_prompt(
         text: [batch, text tokens, dim]; may be left out where the memory has its keys and values already.
     """
     query = attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1))
-    key, value = _prompt(attn, memory, layer, text)
+    key, value = read_prompt(attn, memory, layer, text)
     # One key and one value for each would be attention to nothing else.
     padding = min(memory.padding, key.shape[1] - 1) if memory.collapse and mask is None else 0
     if padding > 1:
@@ -179,7 +179,7 @@ def collapse_pays(memory: Memory | SplitMemory) -> bool:
     return False
 
 
-def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor | None) -> tuple[Tensor, Tensor]:
+def read_prompt(attn: Any, memory: Memory, layer: int, text: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keys and values of the text in one layer: [batch, text tokens, heads, head_dim] each, kept until it changes."""
     # Under autograd the cache would either cut the gradient or hold on to an old graph.
     caching = not torch.is_grad_enabled()

@@ -9,7 +9,7 @@ output is thrown away. What is left is the same arithmetic, so both give the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,15 +91,21 @@ class Fast(Plain):
         conditions = self._conditions_of(time, text)
         states = None if all(memory.prompt) else transformer.condition_embedder.text_embedder(text)
         hidden = transformer.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
-        last = len(transformer.blocks) - 1
+        last, run = len(transformer.blocks) - 1, self._blocks(states)
         for layer, (block, modulation) in enumerate(zip(transformer.blocks, conditions.blocks, strict=True)):
             if committing and layer == last:
                 remember(
                     block.attn1, _modulated(block.norm1, hidden, modulation.shift, modulation.scale), memory, layer
                 )
                 return x  # nobody wants it
-            hidden = _block(block, hidden, states, modulation, memory, layer)
+            hidden = run(block, hidden, modulation, layer)
         return self._head(hidden, conditions.head, x)
+
+    def _blocks(self, states: Tensor | None) -> Callable[[Any, Tensor, Modulation, int], Tensor]:
+        """What runs a block in this forward; ``states``: of the text, where the memory does not have it yet."""
+        memory = self.memory
+        assert isinstance(memory, Memory)
+        return lambda block, x, modulation, layer: run_block(block, x, states, modulation, memory, layer)
 
     def _head(self, hidden: Tensor, head: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
         """From hidden states to latents like ``x``."""
@@ -135,7 +141,7 @@ def _modulated(norm: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (norm(x.float()) * scale + shift).type_as(x)
 
 
-def _block(block: Any, x: Tensor, text: Tensor | None, modulation: Modulation, memory: Memory, layer: int) -> Tensor:
+def run_block(block: Any, x: Tensor, text: Tensor | None, modulation: Modulation, memory: Memory, layer: int) -> Tensor:
     """A ``WanTransformerBlock``, as its own forward: [batch, tokens, dim]."""
     attended = attend_past(block.attn1, _modulated(block.norm1, x, modulation.shift, modulation.scale), memory, layer)
     x = (x.float() + attended * modulation.gate).type_as(x)
@@ -184,6 +190,7 @@ def forwards(
     times: Sequence[Tensor],
     path: str = "auto",
     held: Plain | None = None,
+    fast: type[Fast] = Fast,
 ) -> Plain:
     """The forwards of a take.
 
@@ -191,6 +198,7 @@ def forwards(
         transformer, memory, times: see :class:`Plain`.
         path: one of ``longtake.speed.FORWARD_PATHS``.
         held: those of the chunk before, given back if they are of the right kind.
+        fast: what to take where layers can be called one by one.
 
     Raises:
         ValueError: for another path, or if ``fast`` is asked for and something stands in its way.
@@ -200,7 +208,7 @@ def forwards(
     reason = None if path == "plain" else obstacle(transformer, memory)
     if path == "fast" and reason is not None:
         raise ValueError(f"The fast path is not possible here: {reason}; auto and plain are.")
-    kind = Plain if path == "plain" or reason is not None else Fast
+    kind = Plain if path == "plain" or reason is not None else fast
     if type(held) is kind and held.transformer is transformer and held.memory is memory:
         return held
     return kind(transformer, memory, times)

@@ -14,8 +14,9 @@ import torch
 
 from longtake import speed
 from longtake.attention import choose_kernel, install, memory_for
+from longtake.compiled import forwards
 from longtake.encode import StreamingEncoder
-from longtake.forward import Plain, forwards
+from longtake.forward import Plain
 from longtake.memory import MemoryPolicy
 from longtake.memory.change import change_prompt
 from longtake.pictures import portions
@@ -124,6 +125,7 @@ class Take:
         times = torch.cat([self.schedule.timesteps, torch.zeros(1)])
         self._times = send(times, self.memory.device).split(1)
         self._held: Plain | None = None
+        self._forwards()  # or is refused
         self.prompt: str | None = None  # of the last chunk
         self._embedding: tuple[str, torch.Tensor] | None = None
         self._padding: int | None = None  # tokens of it; counted where that is of use, as the host waits for it
@@ -322,10 +324,11 @@ class Take:
         """One more forward at t = 0, by which the memory learns the chunk."""
         self._forwards().commit(latents, text)
 
+    @torch.no_grad()
     def _forwards(self) -> Plain:
         # Asked anew every time: hooks, adapters and processors may come and go between chunks.
         pipe, held = self.pipe, self._held
-        self._held = forwards(pipe.transformer, self.memory, self._times, pipe.forward_path, held)
+        self._held = forwards(pipe.transformer, self.memory, self._times, pipe.forward_path, pipe.compilation, held)
         return self._held
 
     def next_chunk(self) -> Chunk:
