@@ -27,6 +27,7 @@ from longtake.memory.policy import LEARNED, MemoryPolicy
 from longtake.memory.pooled import Pooled
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
+from longtake.memory.together import Together
 from longtake.rope import rotate
 from longtake.transfer import send
 
@@ -88,15 +89,14 @@ class Slots:
 class Compiled(Fast):
     """As :class:`~longtake.forward.Fast`, with compiled blocks once the memory is full."""
 
-    def __init__(self, transformer: Any, memory: Memory | SplitMemory, times: Sequence[Tensor]) -> None:
+    def __init__(self, transformer: Any, memory: Memory | SplitMemory | Together, times: Sequence[Tensor]) -> None:
         super().__init__(transformer, memory, times)
         self._slots: tuple[int, ...] = ()  # of the current chunk, and its tokens
         self._index = torch.empty(0)
 
     def _blocks(self, states: Tensor | None) -> Callable[[Any, Tensor, Modulation, int], Tensor]:
         memory = self.memory
-        assert isinstance(memory, Memory)
-        if not is_steady(memory):
+        if not isinstance(memory, Memory) or not is_steady(memory):
             return super()._blocks(states)
         for layer, block in enumerate(self.transformer.blocks):
             read_prompt(block.attn2, memory, layer, states)
@@ -185,7 +185,7 @@ def _reason(error: BaseException) -> str:
 
 def forwards(
     transformer: Any,
-    memory: Memory | SplitMemory,
+    memory: Memory | SplitMemory | Together,
     times: Sequence[Tensor],
     path: str = "auto",
     compilation: str = "auto",
@@ -202,6 +202,8 @@ def forwards(
     speed.check("compilation", compilation)
     if compilation != "blocks":
         return forward.forwards(transformer, memory, times, path, held)
+    if isinstance(memory, Together):
+        raise ValueError(f"{_REFUSED}: several takes are made side by side; leave compilation off.")
     made = forward.forwards(transformer, memory, times, path, held, Compiled)
     if not isinstance(made, Compiled):
         reason = "the plain path is asked for" if path == "plain" else forward.obstacle(transformer, memory)
