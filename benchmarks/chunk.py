@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.machine import machine, peak_bytes, settle, stated_peak, write_results
 from benchmarks.stages import PROMPT, STAGES, clock, spread, timed_chunk
-from longtake.speed import ATTENTIONS, COLLAPSE, FORWARD_PATHS
+from longtake.speed import ATTENTIONS, COLLAPSE, COMPILATIONS, FORWARD_PATHS
 
 STAGED = 20
 DECODERS = ("wan", "tiny", "none")
@@ -36,7 +36,7 @@ class Result:
     """What was measured. Times in milliseconds per chunk: [median, half the range of the middle half].
 
     Attributes:
-        way: how the transformer was run: ``fast``, ``plain`` or ``naive``.
+        way: how the transformer was run: ``fast``, ``compiled``, ``plain`` or ``naive``.
         operations: that a chunk needs; ``rate``: operations per second of the machine's own products in this dtype.
         share: of that rate, end to end; ``stated_share``: of the vendor's peak, if known.
         syncs: how often the host waited for a GPU per chunk, the frames' way to the host included; None on a CPU.
@@ -183,6 +183,7 @@ def measure(pipe: Any, take: Any, args: argparse.Namespace, rate: float, naive: 
             "fuse": args.fuse,
             "attention": args.attention,
             "collapse": args.collapse,
+            "compile": args.compile,
             "decoding": args.decoding,
             "threads": torch.get_num_threads(),
             "own_time": args.own_time,
@@ -231,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--path", default="auto", choices=FORWARD_PATHS, help="how the transformer is run")
     made.add_argument("--attention", default="auto", choices=ATTENTIONS, help="what computes attention")
     made.add_argument("--collapse", default="auto", choices=COLLAPSE, help="averages and padding in closed form")
+    made.add_argument("--compile", nargs="?", default="auto", const="blocks", choices=COMPILATIONS, help="blocks")
     made.add_argument("--decoding", default="exact", choices=("exact", "fast"), help="one latent at a time, or several")
     made.add_argument("--fuse", action="store_true", help="queries, keys and values of a layer in one product")
     made.add_argument("--naive", action="store_true", help="the published way as well, for the ratio")
@@ -325,7 +327,7 @@ def pipeline(args: argparse.Namespace, size: list[int] | None) -> Any:
         for block in pipe.transformer.blocks:
             block.attn1.fuse_projections()
     pipe.forward_path, pipe.attention, pipe.collapse = args.path, args.attention, args.collapse
-    pipe.decoding = args.decoding
+    pipe.compilation, pipe.decoding = args.compile, args.decoding
     if args.decoder == "tiny":
         vae = pipe.vae.config
         pipe.tiny_decoder = TinyDecoder(vae.z_dim, patch=vae.scale_factor_spatial // 8).to(dtype).eval()
@@ -347,7 +349,7 @@ def run(pipe: Any, args: argparse.Namespace) -> list[Result]:
     with torch.no_grad():
         results = [measure(pipe, take, args, rate)]
         if args.naive:
-            pipe.forward_path, pipe.decoding = "plain", "exact"
+            pipe.forward_path, pipe.compilation, pipe.decoding = "plain", "off", "exact"
             with contextlib.nullcontext() if args.quantize else unfused_lora(pipe.transformer):
                 take = pipe.start(PROMPT, args.memory)
                 take.memory = naive_memory(take)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from longtake.batch import Batch
     from longtake.checkpoints import load
     from longtake.pipeline import LongTakePipeline, LongTakePipelineOutput
     from longtake.take import Chunk, Take
 
-__all__ = ["Chunk", "LongTakePipeline", "LongTakePipelineOutput", "Take", "__version__", "load"]
+__all__ = ["Batch", "Chunk", "LongTakePipeline", "LongTakePipelineOutput", "Take", "__version__", "load"]
 
 _WHERE = {
+    "Batch": "longtake.batch",
     "load": "longtake.checkpoints",
     "LongTakePipeline": "longtake.pipeline",
     "LongTakePipelineOutput": "longtake.pipeline",

@@ -23,6 +23,7 @@ from longtake.memory.policy import MemoryPolicy
 from longtake.memory.pooled import Pooled
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
+from longtake.memory.together import Together
 from longtake.placement import groups_of
 
 
@@ -30,9 +31,9 @@ class _Binding:
     """Which memory the processors of one transformer serve at the moment."""
 
     def __init__(self) -> None:
-        self.memory: Memory | SplitMemory | None = None
+        self.memory: Memory | SplitMemory | Together | None = None
 
-    def at(self, layer: int) -> tuple[Memory | None, int]:
+    def at(self, layer: int) -> tuple[Memory | Together | None, int]:
         """The memory that holds a layer, and the layer's number in it."""
         return self.memory.part(layer) if isinstance(self.memory, SplitMemory) else (self.memory, layer)
 
@@ -65,21 +66,29 @@ class MemoryAttnProcessor(WanAttnProcessor):
         return attend_past(attn, hidden_states, memory, layer)
 
 
-def attend_past(attn: Any, x: Tensor, memory: Memory, layer: int) -> Tensor:
+def attend_past(attn: Any, x: Tensor, memory: Memory | Together, layer: int) -> Tensor:
     """Self-attention of the current chunk to itself and to what is remembered: [batch, tokens, dim], from the same.
 
     Args:
         attn: ``blocks[...].attn1``; with the attention backend that its processor was given.
-        memory, layer: what is remembered, and which layer of it this is.
+        memory, layer: what is remembered, and which layer of it this is. Of takes together, all else is computed for
+            all of them at once, and attention for each by itself.
     """
     query, key, value = _self_projections(attn, x)
+    if isinstance(memory, Together):
+        items = enumerate(zip(query.split(1), key.split(1), value.split(1), strict=True))
+        return _project(attn, x, torch.cat([_past(attn, *memory.at(item, layer), *mine) for item, mine in items]))
+    return _project(attn, x, _past(attn, memory, layer, query, key, value))
+
+
+def _past(attn: Any, memory: Memory, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     memory.policy.observe(memory, layer, query, key)
     key, value = memory.update(layer, key, value)
-    return _project(attn, x, _attend(attn, memory, memory.query(query), key, value, pooled=memory.pooled(layer)))
+    return _attend(attn, memory, memory.query(query), key, value, pooled=memory.pooled(layer))
 
 
 def attend_prompt(
-    attn: Any, x: Tensor, text: Tensor | None, memory: Memory, layer: int, mask: Tensor | None = None
+    attn: Any, x: Tensor, text: Tensor | None, memory: Memory | Together, layer: int, mask: Tensor | None = None
 ) -> Tensor:
     """Cross-attention to the prompt, whose keys and values the memory keeps; arguments as for :func:`attend_past`.
 
@@ -87,17 +96,32 @@ def attend_prompt(
         text: [batch, text tokens, dim]; may be left out where the memory has its keys and values already.
     """
     query = attn.norm_q(attn.to_q(x)).unflatten(2, (attn.heads, -1))
-    key, value = _prompt(attn, memory, layer, text)
+    if isinstance(memory, Together):
+        texts = [None] * len(x) if text is None else text.split(1)
+        items = enumerate(zip(query.split(1), texts, strict=True))
+        parts = [_to_prompt(attn, *memory.at(item, layer), mine, its, mask) for item, (mine, its) in items]
+        return _project(attn, x, torch.cat(parts))
+    return _project(attn, x, _to_prompt(attn, memory, layer, query, text, mask))
+
+
+def _to_prompt(
+    attn: Any, memory: Memory, layer: int, query: Tensor, text: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    key, value = read_prompt(attn, memory, layer, text)
     # One key and one value for each would be attention to nothing else.
     padding = min(memory.padding, key.shape[1] - 1) if memory.collapse and mask is None else 0
     if padding > 1:
         assert memory.kernel is not None  # only a kernel collapses
-        return _project(attn, x, memory.kernel.with_repeated(query, key, value, padding))
-    return _project(attn, x, _attend(attn, memory, query, key, value, mask))
+        return memory.kernel.with_repeated(query, key, value, padding)
+    return _attend(attn, memory, query, key, value, mask)
 
 
-def remember(attn: Any, x: Tensor, memory: Memory, layer: int) -> None:
+def remember(attn: Any, x: Tensor, memory: Memory | Together, layer: int) -> None:
     """What :func:`attend_past` does to the memory, and no more: the last layer of a commit needs no output."""
+    if isinstance(memory, Together):
+        for item, mine in enumerate(x.split(1)):
+            remember(attn, mine, *memory.at(item, layer))
+        return
     if type(memory.policy).observe is MemoryPolicy.observe and not getattr(attn, "fused_projections", False):
         heads = (attn.heads, -1)
         memory.update(layer, attn.norm_k(attn.to_k(x)).unflatten(2, heads), attn.to_v(x).unflatten(2, heads))
@@ -179,7 +203,7 @@ def collapse_pays(memory: Memory | SplitMemory) -> bool:
     return False
 
 
-def _prompt(attn: Any, memory: Memory, layer: int, text: Tensor | None) -> tuple[Tensor, Tensor]:
+def read_prompt(attn: Any, memory: Memory, layer: int, text: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keys and values of the text in one layer: [batch, text tokens, heads, head_dim] each, kept until it changes."""
     # Under autograd the cache would either cut the gradient or hold on to an old graph.
     caching = not torch.is_grad_enabled()
@@ -228,7 +252,7 @@ def _binding(transformer: Any) -> _Binding | None:
 
 
 @contextmanager
-def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory | SplitMemory]:
+def attending(transformer: Any, memory: Memory | SplitMemory | Together) -> Iterator[Memory | SplitMemory | Together]:
     """Forwards of ``transformer`` inside attend to ``memory``; installs the processors if need be.
 
     Takes share a transformer by taking turns: bind, run a forward or a chunk, leave. With gradient checkpointing
@@ -237,7 +261,7 @@ def attending(transformer: Any, memory: Memory | SplitMemory) -> Iterator[Memory
 
     Args:
         transformer: a ``WanTransformer3DModel``.
-        memory: of this transformer's sizes.
+        memory: of this transformer's sizes; or of several takes together, one per item of the batch.
 
     Raises:
         ValueError: if the number of layers differs.
@@ -261,7 +285,7 @@ class _Replayed:
     moved on or is bound no more. Then it attends to the memory as it was."""
 
     def __init__(self, block: Any, binding: _Binding) -> None:
-        assert binding.memory is not None
+        assert binding.memory is not None and not isinstance(binding.memory, Together)
         self.block, self.binding, self.memory = block, binding, frozen(binding.memory)
         self.again = False
 

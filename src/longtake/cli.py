@@ -112,6 +112,7 @@ def generate(
     offload: typed.Offload = None,
     quantize: typed.Quantize = None,
     attention: typed.Attention = None,
+    compilation: typed.Compile = None,
     decoding: typed.Decoding = None,
     on_change: typed.OnChange = None,
     prompts: Annotated[
@@ -156,6 +157,7 @@ def generate(
         offload=offload,
         quantize=quantize,
         attention=attention,
+        compilation=compilation,
         decoding=decoding,
         on_change=on_change,
         every=snapshot_every,

@@ -136,13 +136,7 @@ def settled(job: Job, loaded: tuple[object, ...] | None = None, release: Callabl
     check_offload(offload, devices)
     dtype = default_dtype(devices[0]) if job.dtype == "auto" else job.dtype
     job = replace(job, devices=devices, offload=offload, dtype=dtype, plan=replace(job.plan, dtype=dtype))
-    if job.attention != "auto":
-        import torch
-
-        from longtake.kernels import kernel_for
-
-        for device in devices:
-            kernel_for(job.attention, torch.device(device), getattr(torch, dtype))
+    _check_ways(job)
     if not job.request.quiet:
         say("\n".join(describe(job)))
     if job.loads != loaded:
@@ -159,6 +153,25 @@ def settled(job: Job, loaded: tuple[object, ...] | None = None, release: Callabl
         if kept.get("signature") not in (None, job.plan.model.signature()):
             raise ValueError(other_model(job.request.out, job.plan.model, kept))
     return job
+
+
+def _check_ways(job: Job) -> None:
+    """Refuses ways to compute that are not there on the job's devices, before anything is loaded."""
+    if job.attention != "auto":
+        import torch
+
+        from longtake.kernels import kernel_for
+
+        for device in job.devices:
+            kernel_for(job.attention, torch.device(device), getattr(torch, job.dtype))
+    if job.compilation == "blocks":
+        if len(job.devices) > 1 or job.offload in ("model", "group"):
+            raise ValueError("--compile blocks needs all blocks on one device: give one, or leave --compile out.")
+        import torch
+
+        from longtake.compiled import check
+
+        check(torch.device(job.devices[0]))
 
 
 def _layers(job: Job) -> tuple[int, ...]:
@@ -239,7 +252,8 @@ def _choose(pipe: LongTakePipeline, job: Job) -> None:
     file = tiny_file(job.decoding)
     if file is not None:
         pipe.load_tiny_decoder(file)
-    pipe.attention, pipe.decoding = job.attention, job.decoding if file is None else "tiny"
+    pipe.attention, pipe.compilation = job.attention, job.compilation
+    pipe.decoding = job.decoding if file is None else "tiny"
 
 
 def record(
@@ -268,6 +282,7 @@ def record(
             "every": job.every,
         } | ({} if job.quantize is None else {"quantize": job.quantize})
         settings |= {} if job.attention == "auto" else {"attention": job.attention}
+        settings |= {} if job.compilation == "auto" else {"compilation": job.compilation}
         settings |= {} if job.decoding == "exact" else {"decoding": job.decoding}
         _choose(pipe, job)
         if job.found is None:
@@ -317,6 +332,9 @@ def record(
             f"when there is room again, continue with: {job.continue_command()}",
             1,
         )
+    except ValueError as error:
+        progress.end()
+        return say(str(error), 2)
     except torch.OutOfMemoryError:
         progress.end()
         return say(

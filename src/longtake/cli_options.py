@@ -65,6 +65,15 @@ Attention = Annotated[
         "flash-attn-3 or sage. Default: auto, the best that there is.",
     ),
 ]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        metavar="auto|off|blocks",
+        help="Whether the transformer's blocks are compiled, once the memory is full. It takes a while and needs a "
+        "compiler. Default: auto, which is off until it is measured to pay.",
+    ),
+]
 Decoding = Annotated[
     str | None,
     typer.Option(

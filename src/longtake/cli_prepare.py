@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from longtake.checkpoints.choice import Choice, place_of
 from longtake.checkpoints.layout import file_kind
 from longtake.checkpoints.sources import parse_lora
+from longtake.cli_script import DEFAULT_SECONDS, check_words, script_of
 from longtake.facts import ModelFacts
 from longtake.lock import is_locked, locked_by_another
 from longtake.memory import Echo, parse_memory
@@ -25,10 +24,9 @@ from longtake.placement import OFFLOADS, check_offload, parse_devices
 from longtake.plan import DTYPE_BYTES, Plan, check_memory, default_dtype, format_bytes, format_seconds
 from longtake.prompts import CHANGES, Script, parse_duration, parse_script
 from longtake.record import SNAPSHOT_EVERY, Recorded, snapshot_path
-from longtake.speed import ATTENTIONS, TYPED_DECODINGS, tiny_file
+from longtake.speed import ATTENTIONS, COMPILATIONS, TYPED_DECODINGS, tiny_file
 
 TINY = "a .pth or .safetensors file of TAEHV"
-DEFAULT_SECONDS = 30.0
 DEFAULT_OUT = Path("take.mp4")
 DTYPES = ("auto", *DTYPE_BYTES)
 QUANTIZE = ("fp8", "int8")
@@ -59,6 +57,7 @@ class Request:
     offload: str | None = None
     quantize: str | None = None
     attention: str | None = None
+    compilation: str | None = None
     decoding: str | None = None
     on_change: str | None = None
     every: str | None = None
@@ -90,6 +89,7 @@ class Job:
     layers: tuple[int, ...] | None = None
     given: int = 0
     attention: str = "auto"
+    compilation: str = "auto"
     decoding: str = "exact"
 
     @property
@@ -129,6 +129,7 @@ def prepare(request: Request) -> Job:
         ("--offload", request.offload, OFFLOADS),
         ("--quantize", request.quantize, QUANTIZE),
         ("--attention", request.attention, ATTENTIONS),
+        ("--compile", request.compilation, COMPILATIONS),
         ("--decoding", None if tiny_file(request.decoding) else request.decoding, TYPED_DECODINGS),
         ("--on-change", request.on_change, CHANGES),
     ):
@@ -228,7 +229,7 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
     if offload is not None and devices != ("auto",):
         check_offload(offload, devices)
 
-    script = _script(request, found, seconds, facts)
+    script = script_of(request, found, seconds, facts)
     length = seconds or (script.seconds if request.prompt is not None else None) or kept.get("seconds")
     length = float(length or script.seconds or DEFAULT_SECONDS)
     if devices != ("auto",):
@@ -261,6 +262,7 @@ def _settle(request: Request, found: Recorded | None, seconds: float | None) -> 
         tuple(warnings),
         given=given,
         attention=request.attention or kept.get("attention", "auto"),
+        compilation=request.compilation or kept.get("compilation", "auto"),
         decoding=agreed("--decoding", request.decoding, kept.get("decoding", "exact"), "exact"),
     )
     if job.done is None:
@@ -314,45 +316,6 @@ def _check_past(request: Request, found: Recorded | None, height: int, width: in
     if past.exists() and request.out.exists() and past.samefile(request.out):
         raise ValueError(f"{request.out} cannot be continued into itself: --resume does that, or choose another --out.")
     return len(read_clip(past, height, width, fps))
-
-
-def _script(request: Request, found: Recorded | None, seconds: float | None, facts: ModelFacts) -> Script:
-    """What is said when; what was said until the snapshot cannot be changed."""
-    if request.prompt is None:
-        if found is None:
-            raise ValueError(
-                f"There is nothing to continue at {request.out}, and a new take needs a prompt: "
-                'longtake generate "a red ball rolls over a meadow".'
-            )
-        return Script.from_dict(found.data["script"])
-    kept = None if found is None else found.settings.get("seconds")
-    script = parse_script(request.prompt, seconds, default_seconds=kept or DEFAULT_SECONDS)
-    if found is not None:
-        old, now = Script.from_dict(found.data["script"]), found.frames / facts.fps
-        for time in sorted({s.start for s in (*old.segments, *script.segments) if s.start < now}):
-            if old.at(time).prompt != script.at(time).prompt:
-                raise ValueError(
-                    f"At {format_seconds(time)} the snapshot was made with {old.at(time).prompt!r}, not "
-                    f"{script.at(time).prompt!r}: only what comes after {format_seconds(now)} can be changed."
-                )
-    return script
-
-
-def check_words(script: Script, facts: ModelFacts) -> list[str]:
-    warnings = _misspelt(script)
-    for prompt in dict.fromkeys(segment.prompt for segment in script.segments):
-        warnings += facts.check_prompt(prompt)
-    return warnings
-
-
-def _misspelt(script: Script) -> list[str]:
-    """Warnings of what looks like a way to change a prompt, and is read as text."""
-    found = []
-    for segment in script.segments:
-        word = re.match(r"\[(\w+)\]", segment.prompt)
-        if word is not None and (near := get_close_matches(word[1].lower(), CHANGES, 1)):
-            found.append(f"{word[0]} is read as a part of the prompt; did you mean [{near[0]}]?")
-    return found
 
 
 def _check_room(job: Job) -> None:

@@ -9,7 +9,7 @@ output is thrown away. What is left is the same arithmetic, so both give the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from longtake import speed
 from longtake.attention import MemoryAttnProcessor, attend_past, attend_prompt, attending, install, remember
 from longtake.memory.split import SplitMemory
 from longtake.memory.store import Memory
+from longtake.memory.together import Together
 from longtake.transfer import identity
 
 
@@ -32,7 +33,7 @@ class Plain:
         times: timesteps on the device, [1] each: of the denoising steps, then that of the commit.
     """
 
-    def __init__(self, transformer: Any, memory: Memory | SplitMemory, times: Sequence[Tensor]) -> None:
+    def __init__(self, transformer: Any, memory: Memory | SplitMemory | Together, times: Sequence[Tensor]) -> None:
         self.transformer, self.memory, self.times = transformer, memory, tuple(times)
 
     def flow(self, x: Tensor, step: int, text: Tensor) -> Tensor:
@@ -78,28 +79,34 @@ class Conditions(NamedTuple):
 class Fast(Plain):
     """Forwards of one take, layer by layer; the same arguments. Only where :func:`obstacle` sees none."""
 
-    def __init__(self, transformer: Any, memory: Memory | SplitMemory, times: Sequence[Tensor]) -> None:
+    def __init__(self, transformer: Any, memory: Memory | SplitMemory | Together, times: Sequence[Tensor]) -> None:
         super().__init__(transformer, memory, times)
         self._conditions: dict[int, Conditions] = {}
         self._weights: tuple[Any, ...] | None = ()
 
     def _forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
         memory, transformer = self.memory, self.transformer
-        assert isinstance(memory, Memory)
+        assert not isinstance(memory, SplitMemory)
         committing = memory.is_recording
         x, text = x.to(memory.dtype), text.to(memory.dtype)
         conditions = self._conditions_of(time, text)
         states = None if all(memory.prompt) else transformer.condition_embedder.text_embedder(text)
         hidden = transformer.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
-        last = len(transformer.blocks) - 1
+        last, run = len(transformer.blocks) - 1, self._blocks(states)
         for layer, (block, modulation) in enumerate(zip(transformer.blocks, conditions.blocks, strict=True)):
             if committing and layer == last:
                 remember(
                     block.attn1, _modulated(block.norm1, hidden, modulation.shift, modulation.scale), memory, layer
                 )
                 return x  # nobody wants it
-            hidden = _block(block, hidden, states, modulation, memory, layer)
+            hidden = run(block, hidden, modulation, layer)
         return self._head(hidden, conditions.head, x)
+
+    def _blocks(self, states: Tensor | None) -> Callable[[Any, Tensor, Modulation, int], Tensor]:
+        """What runs a block in this forward; ``states``: of the text, where the memory does not have it yet."""
+        memory = self.memory
+        assert not isinstance(memory, SplitMemory)
+        return lambda block, x, modulation, layer: run_block(block, x, states, modulation, memory, layer)
 
     def _head(self, hidden: Tensor, head: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
         """From hidden states to latents like ``x``."""
@@ -135,7 +142,9 @@ def _modulated(norm: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (norm(x.float()) * scale + shift).type_as(x)
 
 
-def _block(block: Any, x: Tensor, text: Tensor | None, modulation: Modulation, memory: Memory, layer: int) -> Tensor:
+def run_block(
+    block: Any, x: Tensor, text: Tensor | None, modulation: Modulation, memory: Memory | Together, layer: int
+) -> Tensor:
     """A ``WanTransformerBlock``, as its own forward: [batch, tokens, dim]."""
     attended = attend_past(block.attn1, _modulated(block.norm1, x, modulation.shift, modulation.scale), memory, layer)
     x = (x.float() + attended * modulation.gate).type_as(x)
@@ -155,7 +164,7 @@ def _identity(transformer: Any) -> tuple[Any, ...] | None:
     return identity(weights)
 
 
-def obstacle(transformer: Any, memory: Memory | SplitMemory) -> str | None:
+def obstacle(transformer: Any, memory: Memory | SplitMemory | Together) -> str | None:
     """Why the forwards of a take cannot be run layer by layer, in a few words; None if they can."""
     if not isinstance(transformer, WanTransformer3DModel):
         return "the transformer is not diffusers' own"
@@ -170,7 +179,8 @@ def obstacle(transformer: Any, memory: Memory | SplitMemory) -> str | None:
         return "the transformer's forward is not diffusers' own"
     if transformer.config.image_dim is not None or transformer.config.added_kv_proj_dim is not None:
         return "the model is conditioned on images"
-    if not isinstance(memory, Memory) or memory.functional or torch.is_grad_enabled():
+    memories = memory.memories if isinstance(memory, Together) else (memory,)
+    if any(not isinstance(one, Memory) or one.functional for one in memories) or torch.is_grad_enabled():
         return "gradients may be recorded"
     for block in transformer.blocks:
         if not all(isinstance(attn.processor, MemoryAttnProcessor) for attn in (block.attn1, block.attn2)):
@@ -180,10 +190,11 @@ def obstacle(transformer: Any, memory: Memory | SplitMemory) -> str | None:
 
 def forwards(
     transformer: Any,
-    memory: Memory | SplitMemory,
+    memory: Memory | SplitMemory | Together,
     times: Sequence[Tensor],
     path: str = "auto",
     held: Plain | None = None,
+    fast: type[Fast] = Fast,
 ) -> Plain:
     """The forwards of a take.
 
@@ -191,6 +202,7 @@ def forwards(
         transformer, memory, times: see :class:`Plain`.
         path: one of ``longtake.speed.FORWARD_PATHS``.
         held: those of the chunk before, given back if they are of the right kind.
+        fast: what to take where layers can be called one by one.
 
     Raises:
         ValueError: for another path, or if ``fast`` is asked for and something stands in its way.
@@ -200,7 +212,7 @@ def forwards(
     reason = None if path == "plain" else obstacle(transformer, memory)
     if path == "fast" and reason is not None:
         raise ValueError(f"The fast path is not possible here: {reason}; auto and plain are.")
-    kind = Plain if path == "plain" or reason is not None else Fast
+    kind = Plain if path == "plain" or reason is not None else fast
     if type(held) is kind and held.transformer is transformer and held.memory is memory:
         return held
     return kind(transformer, memory, times)

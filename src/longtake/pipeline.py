@@ -99,6 +99,7 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
             ``transformer.set_attention_backend``.
         collapse: whether MemRoPE's averages and the text's padding are attended to in closed form, one of
             ``longtake.speed.COLLAPSE``.
+        compilation: whether the transformer's blocks are compiled, one of ``longtake.speed.COMPILATIONS``.
         decoding: how new takes decode, one of ``longtake.speed.DECODINGS``.
         tiny_decoder: what decodes where ``decoding`` is ``tiny``, see :meth:`load_tiny_decoder`.
     """
@@ -106,6 +107,7 @@ class LongTakePipeline(MemoryLoaderMixin, DiffusionPipeline, WanLoraLoaderMixin)
     forward_path: str = "auto"
     attention: str = "auto"
     collapse: str = "auto"
+    compilation: str = "auto"
     decoding: str = "exact"
     tiny_decoder: TinyDecoder | None = None
     model_cpu_offload_seq = "text_encoder->transformer->vae"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -75,6 +75,21 @@ class FewStepSchedule:
         """The input of step ``index``: (1 - sigma) * x0 + sigma * noise, computed in float32, in the dtype of x0."""
         sigma = self.sigmas[index]
         return ((1 - sigma) * x0.float() + sigma * noise.float()).to(x0.dtype)
+
+
+def denoise(schedule: FewStepSchedule, noise: Callable[[int], Tensor], flow: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Clean latents of a chunk, by all steps of a schedule.
+
+    Args:
+        noise: of a step, by its number, as latents are.
+        flow: what the model predicts of latents at a step.
+    """
+    x = noise(0)
+    for step in range(len(schedule)):
+        if step:
+            x = schedule.renoise(x, noise(step), step)
+        x = schedule.x0(x, flow(x, step), step)
+    return x
 
 
 def _mix(value: int, key: int) -> int:

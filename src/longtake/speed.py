@@ -15,6 +15,10 @@ COLLAPSE = ("auto", "on", "off")
 """Whether frames of one key and one value are attended to in closed form, and padding of the text as one token: where
 that is known to be faster, wherever possible, or nowhere."""
 
+COMPILATIONS = ("auto", "off", "blocks")
+"""Whether the transformer's blocks are compiled once the memory is full, see ``longtake.compiled``: where that is known
+to be faster, nowhere, or here, or it is refused."""
+
 DECODINGS = ("exact", "fast", "tiny")
 """How latents become frames, see ``longtake.decode``: one by one, bit for bit as diffusers decodes a whole video;
 several at once and with the layout that suits the device, which is the same up to rounding; or by another, much smaller
@@ -23,14 +27,20 @@ decoder (``longtake.tiny``), for previews."""
 TYPED_DECODINGS = ("exact", "fast", "tiny:FILE")
 """`DECODINGS` as the command line takes them."""
 
-_CHOICES = {"forward path": FORWARD_PATHS, "attention": ATTENTIONS, "collapse": COLLAPSE, "decoding": DECODINGS}
+_CHOICES = {
+    "forward path": FORWARD_PATHS,
+    "attention": ATTENTIONS,
+    "collapse": COLLAPSE,
+    "compilation": COMPILATIONS,
+    "decoding": DECODINGS,
+}
 
 
 def check(setting: str, value: str) -> None:
     """Refuses a value that does not exist.
 
     Args:
-        setting: "forward path", "attention", "collapse" or "decoding".
+        setting: "forward path", "attention", "collapse", "compilation" or "decoding".
 
     Raises:
         ValueError: in one sentence.

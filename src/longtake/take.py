@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,16 @@ import torch
 
 from longtake import speed
 from longtake.attention import choose_kernel, install, memory_for
+from longtake.compiled import forwards
 from longtake.encode import StreamingEncoder
-from longtake.forward import Plain, forwards
+from longtake.forward import Plain
 from longtake.memory import MemoryPolicy
 from longtake.memory.change import change_prompt
 from longtake.pictures import portions
 from longtake.prompts import CHANGES, Script, Segment, parse_script
-from longtake.sampling import FewStepSchedule, chunk_noise
+from longtake.sampling import FewStepSchedule, chunk_noise, denoise
 from longtake.snapshot import write_snapshot
+from longtake.take_past import read_video
 from longtake.take_state import state_of, take_of
 from longtake.text import zeros_at_end
 from longtake.tiny import decoder_for
@@ -124,6 +127,7 @@ class Take:
         times = torch.cat([self.schedule.timesteps, torch.zeros(1)])
         self._times = send(times, self.memory.device).split(1)
         self._held: Plain | None = None
+        self._forwards()  # or is refused
         self.prompt: str | None = None  # of the last chunk
         self._embedding: tuple[str, torch.Tensor] | None = None
         self._padding: int | None = None  # tokens of it; counted where that is of use, as the host waits for it
@@ -242,23 +246,7 @@ class Take:
         Raises:
             ValueError: if there are no frames, fewer than ``count``, or others than these; or if the take is not new.
         """
-        self._require_new()
-        if count is None:
-            frames = frames if isinstance(frames, Sequence) or hasattr(frames, "__len__") else list(frames)
-            count = len(frames)  # type: ignore[arg-type]
-        if count < 1:
-            raise ValueError("A video to continue needs at least one frame.")
-        first, more = self.decoder.frames_for(self.size), self.size * self.decoder.temporal
-        chunks = 1 + max(0, count - first) // more
-        sizes = [first] + [more] * (chunks - 1)
-        self.skip = sum(sizes)
-        self._broken = True
-        encoder = StreamingEncoder(self.pipe.vae)
-        for part in portions(frames, sizes, self.height, self.width, drop=count - self.skip):
-            self._finish(encoder.encode(part).to(self.memory.device), self.begin())
-            if on_chunk is not None:
-                on_chunk(self.index, chunks)
-        self._broken = False
+        read_video(self, frames, count, on_chunk)
 
     def _require_new(self) -> None:
         self._require_whole()
@@ -308,24 +296,23 @@ class Take:
     @torch.no_grad()
     def denoise(self, text: torch.Tensor) -> torch.Tensor:
         """All denoising steps of the chunk; returns its clean latents."""
-        device = self.memory.device
-        x = chunk_noise(self.seed, self.index, 0, self.shape, device)
         forward = self._forwards()
-        for step in range(len(self.schedule)):
-            if step:
-                x = self.schedule.renoise(x, chunk_noise(self.seed, self.index, step, self.shape, device), step)
-            x = self.schedule.x0(x, forward.flow(x, step, text), step)
-        return x
+        return denoise(self.schedule, self.noise, lambda x, step: forward.flow(x, step, text))
+
+    def noise(self, step: int) -> torch.Tensor:
+        """What the next chunk is given at a denoising step."""
+        return chunk_noise(self.seed, self.index, step, self.shape, self.memory.device)
 
     @torch.no_grad()
     def commit(self, latents: torch.Tensor, text: torch.Tensor) -> None:
         """One more forward at t = 0, by which the memory learns the chunk."""
         self._forwards().commit(latents, text)
 
+    @torch.no_grad()
     def _forwards(self) -> Plain:
         # Asked anew every time: hooks, adapters and processors may come and go between chunks.
         pipe, held = self.pipe, self._held
-        self._held = forwards(pipe.transformer, self.memory, self._times, pipe.forward_path, held)
+        self._held = forwards(pipe.transformer, self.memory, self._times, pipe.forward_path, pipe.compilation, held)
         return self._held
 
     def next_chunk(self) -> Chunk:
@@ -335,20 +322,33 @@ class Take:
             ValueError: if the prompt cannot be encoded; the take is as before, to be steered elsewhere.
             RuntimeError: if the take was interrupted within a chunk.
         """
+        with self.making():
+            text = self.begin()
+            latents = self.denoise(text) if self.given is None else self.given
+            self.commit(latents, text)
+            return self.end(latents)
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """The next chunk is made inside, to its end; left in between, the take refuses to go on.
+
+        Raises:
+            ValueError: if the prompt cannot be encoded; RuntimeError: if the take was left so before.
+        """
         self._require_whole()
         self.embed(self.prompt_at(self.index))
-        self._broken = True  # until all parts have come to the end of the chunk
-        text = self.begin()
-        latents = self.denoise(text) if self.given is None else self.given
-        first = self.frames_done
-        video = self._finish(latents, text)
+        self._broken = True
+        yield
         self._broken = False
+
+    def end(self, latents: torch.Tensor) -> Chunk:
+        """Ends a chunk whose clean latents have been committed: decodes them."""
+        first, video = self.frames_done, self._finish(latents)
         assert self.prompt is not None
         return Chunk(self.index - 1, first, self.prompt, latents, video)
 
-    def _finish(self, latents: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """From clean latents to the end of the chunk; returns those of its frames that are not skipped."""
-        self.commit(latents, text)
+    def _finish(self, latents: torch.Tensor) -> torch.Tensor:
+        """The frames of committed latents that are not skipped."""
         self.last.append(latents)
         video = self.decoder.decode(latents)
         before = self.frames_done
