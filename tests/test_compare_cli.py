@@ -30,11 +30,11 @@ from tests.test_cli import light, refused
 
 PROMPT = "a red ball rolls over a meadow"
 MEMORIES = "small=sliding:window=6,ids=relative,again=sliding:window=6,ids=relative;large=sliding:window=9"
-LENGTHS = (1.5, 20.0)
+LENGTHS = (1.5, 10.0)
 
 
 def arguments(model: Path, out: Path | str) -> list[str]:
-    options = {"--memories": MEMORIES, "--prompts": "prompts.txt", "--seconds": "1.5,20", "--seeds": "1"}
+    options = {"--memories": MEMORIES, "--prompts": "prompts.txt", "--seconds": "1.5,10", "--seeds": "1"}
     options |= {
         "--model": str(model),
         "--dtype": "float32",
@@ -60,7 +60,7 @@ def compared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.strip() == str(folder / "out" / "report.html")
-    assert made.stderr.splitlines()[0] == "3 videos of 20 s: 3 memories, 1 prompt, 1 seed"
+    assert made.stderr.splitlines()[0] == "3 videos of 10 s: 3 memories, 1 prompt, 1 seed"
     return folder / "out"
 
 
@@ -92,9 +92,9 @@ def test_same_noise(compared: Path) -> None:
     for seconds in LENGTHS:
         assert json.dumps(found["small"].metrics[seconds]) == json.dumps(found["again"].metrics[seconds])
     report = json.loads((compared / "report.json").read_text())
-    for row in report["paired"]["20"]["again"].values():
+    for row in report["paired"]["10"]["again"].values():
         assert row["mean"] == 0 and (row["above"], row["below"], row["p"]) == (0, 0, 1.0)
-    assert any(row["mean"] for row in report["paired"]["20"]["large"].values())
+    assert any(row["mean"] for row in report["paired"]["10"]["large"].values())
 
 
 def test_numbers_are_those_of_eval(compared: Path) -> None:
@@ -103,8 +103,8 @@ def test_numbers_are_those_of_eval(compared: Path) -> None:
         result = read_result(job, compared)
         assert result is not None
         alone = evaluate(job.video(compared), comparison.settings)
-        assert result.metrics[20.0] == pytest.approx(alone.metrics, nan_ok=True)
-        assert result.video["sha256"] == alone.source.sha256 and result.video["frames"] == 320
+        assert result.metrics[10.0] == pytest.approx(alone.metrics, nan_ok=True)
+        assert result.video["sha256"] == alone.source.sha256 and result.video["frames"] == 160
         assert result.windows["contrast"] == pytest.approx(alone.measured.windows["contrast"].tolist())
         cost = result.cost
         assert cost["chunk_ms"] > 0 and 10 <= cost["chunks_timed"] <= 27 and cost["memory_bytes"] > 1000
@@ -158,7 +158,7 @@ def test_stopped_and_killed(compared: Path, tiny_folder: Path, cli: Cli, tmp_pat
         assert not jobs[number].result(tmp_path / "out").exists() and not jobs[2].video(tmp_path / "out").exists()
         if how == signal.SIGINT:
             assert running.returncode == 130 and "The same command goes on" in said
-            assert snapshot_path(video).exists() and probe(video).frames < 320
+            assert snapshot_path(video).exists() and probe(video).frames < 160
             assert not (tmp_path / "out" / "report.md").exists()
     first = jobs[0].video(tmp_path / "out").stat().st_mtime_ns
     made = cli(*words)
@@ -171,7 +171,7 @@ def test_stopped_and_killed(compared: Path, tiny_folder: Path, cli: Cli, tmp_pat
     reports = [without_time((folder / "report.md").read_text()) for folder in (tmp_path / "out", compared)]
     assert reports[0] == reports[1] and len(reports[0]) > 5000
     for mine, theirs in zip(results(tmp_path / "out").values(), results(compared).values(), strict=True):
-        assert json.dumps(mine.metrics[20.0]) == json.dumps(theirs.metrics[20.0])
+        assert json.dumps(mine.metrics[10.0]) == json.dumps(theirs.metrics[10.0])
 
 
 def test_broken_videos_are_left_out(compared: Path, tiny_folder: Path, cli: Cli, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_broken_videos_are_left_out(compared: Path, tiny_folder: Path, cli: Cli,
     small, again, _ = definition(tmp_path / "out").jobs()
     os.truncate(small.video(tmp_path / "out"), 500)
     snapshot_path(again.video(tmp_path / "out")).unlink()
-    write(again.video(tmp_path / "out"), clean(20))
+    write(again.video(tmp_path / "out"), clean(10))
     made = cli(*arguments(tiny_folder, "out"))
     assert made.returncode == 3, made.stderr
     said = [line for line in made.stderr.splitlines() if line.startswith("Error: ")]
@@ -192,9 +192,9 @@ def test_broken_videos_are_left_out(compared: Path, tiny_folder: Path, cli: Cli,
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Left out: 2 videos" in text and "has 500 bytes" in text and "is 96x64 and the others" in text
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(report["means"]["20"]) == ["large"] and report["paired"]["20"] == {}
-    before = results(compared)["large"].metrics[20.0]["contrast"]
-    assert report["means"]["20"]["large"]["contrast"]["mean"] == before
+    assert list(report["means"]["10"]) == ["large"] and report["paired"]["10"] == {}
+    before = results(compared)["large"].metrics[10.0]["contrast"]
+    assert report["means"]["10"]["large"]["contrast"]["mean"] == before
     again_made = CliRunner().invoke(_app(), ["compare", "--report-only", "--out", str(tmp_path / "out")])
     assert again_made.exit_code == 3 and "left out: 2" in again_made.stderr
 
@@ -217,7 +217,7 @@ def test_report_alone(compared: Path, tmp_path: Path) -> None:
     made = CliRunner().invoke(_app(), [*arguments, "--baseline", "large", "--sheets", "0"])
     text = (tmp_path / "out" / "report.md").read_text()
     assert made.exit_code == 0 and "## Differences to large" in text and "Side by side" not in text
-    ours, theirs = (json.loads((f / "report.json").read_text())["paired"]["20"] for f in (tmp_path / "out", compared))
+    ours, theirs = (json.loads((f / "report.json").read_text())["paired"]["10"] for f in (tmp_path / "out", compared))
     assert ours["small"]["flicker"]["mean"] == pytest.approx(-theirs["large"]["flicker"]["mean"])
     made = CliRunner().invoke(_app(), [*arguments, "--baseline", "x"])
     assert made.exit_code == 2 and "small, again, large; not 'x'" in made.stderr
@@ -232,7 +232,7 @@ def test_other_windows_only_measure_again(compared: Path, tiny_folder: Path, cli
     made = cli(*words)
     assert made.returncode == 0, made.stderr
     assert {p: p.stat().st_mtime_ns for p in times} == times
-    assert len(results(tmp_path / "out")["large"].windows["seconds"]) == 20
+    assert len(results(tmp_path / "out")["large"].windows["seconds"]) == 10
     cost = results(tmp_path / "out")["large"].cost
     assert cost == results(compared)["large"].cost and not math.isnan(cost["chunk_ms"])
 
