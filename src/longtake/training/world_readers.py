@@ -34,17 +34,16 @@ from longtake.pocket.world.networks import (
     save_readers,
 )
 from longtake.pocket.world.renderer import render
-from longtake.pocket.world.scenes import LEVELS, Scenes, join, sample_scenes
+from longtake.pocket.world.scenes import JITTER, LEVELS, RADII, Scenes, join, sample_scenes
 from longtake.pocket.world.segment import working_size
 from longtake.training.muon import Muon
 
 SEED = 20  # of the shipped weights
-_STEPS = 2200
+_STEPS = 3600
 _BATCH, _FRAMES, _USES = 48, 4, 4  # pictures of a step, of a scene, and how often each is used on average
 _FRESH = _BATCH // _USES  # pictures that come new with a step
 _POOL = 1536  # pictures from which batches are drawn
 _RATE, _ADAM_RATE, _AVERAGE = 2e-2, 2e-3, 0.995
-_LEVELS = LEVELS[1:]  # without calm, where a small subject is as large as a big one elsewhere
 _SIZES = (64, 96, 96, 128)  # at which pictures are rendered, in turn
 _SHOWN = 0.4  # share of a subject in sight from which it must be read
 _FOUND = 0.25  # ... and from which it must be found
@@ -81,7 +80,7 @@ class Examples:
 
 
 def draw_examples(count: int, seed: int, size: int) -> Examples:
-    """Renders pictures of scenes of `_LEVELS`, `_FRAMES` of each, at a size."""
+    """Renders pictures of scenes of `LEVELS`, `_FRAMES` of each, at a size."""
     scenes = _scenes(-(-count // _FRAMES), seed)
     frames = torch.randint(0, 5000, (len(scenes), _FRAMES), generator=torch.Generator().manual_seed(seed))
     drawn = render(scenes, frames, size)
@@ -104,9 +103,19 @@ def draw_examples(count: int, seed: int, size: int) -> Examples:
         y=((where.y + 1) * HEIGHT / 2).flatten(0, 1),
         shown=(seen.clamp(max=1) * there[:, None]).flatten(0, 1),
         radius=flat(scenes.radius),
-        subject=flat(torch.stack([getattr(scenes, name) for name in OF_SUBJECT], 2)),
+        subject=flat(torch.stack([_label(scenes, name) for name in OF_SUBJECT], 2)),
         place=torch.stack([flat(scenes.place), light, *spots], 1),
     )
+
+
+def _label(scenes: Scenes, name: str) -> Tensor:
+    """A subject's attribute; -1 for the size of what is near, where small is as large as big is elsewhere."""
+    label: Tensor = getattr(scenes, name)
+    if name != "size":
+        return label
+    near = scenes.radius > torch.tensor(RADII)[scenes.size] * (1 + JITTER)
+    near[:, 1] = False
+    return torch.where(near, -1, label)
 
 
 def join_examples(parts: list[Examples]) -> Examples:
@@ -115,8 +124,8 @@ def join_examples(parts: list[Examples]) -> Examples:
 
 
 def _scenes(count: int, seed: int) -> Scenes:
-    """Scenes of `_LEVELS` in equal parts."""
-    parts = [sample_scenes(-(-count // len(_LEVELS)), seed * len(_LEVELS) + i, at) for i, at in enumerate(_LEVELS)]
+    """Scenes of `LEVELS` in equal parts."""
+    parts = [sample_scenes(-(-count // len(LEVELS)), seed * len(LEVELS) + i, at) for i, at in enumerate(LEVELS)]
     return join(parts).select(slice(0, count))
 
 
@@ -212,7 +221,7 @@ def _looking(networks: Readers, examples: Examples, pictures: Tensor, generator:
     kinds = dict(zip(OF_SUBJECT, examples.subject[index, who].unbind(1), strict=True))
     for name in OF_SUBJECT:
         label = kinds[name][clear]
-        each = F.cross_entropy(found[name][clear], label, reduction="none")
+        each = F.cross_entropy(found[name][clear], label, reduction="none", ignore_index=-1)
         if name == "accessory_color":
             each = each * (kinds["accessory"][clear] > 0)
         total = total + (each * weight).sum()
