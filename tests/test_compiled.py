@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ from tests.test_cli import refused
 
 Counting = Callable[[str], Any]
 TRIED = 1  # what is compiled to see whether it is possible
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """What PyTorch keeps of graphs is let go of: tests of others look at all that there is in the process."""
+    yield
+    compiled.compiled_block.cache_clear()
+    compiled._trial.cache_clear()
+    torch._dynamo.reset()
 
 
 @pytest.fixture
