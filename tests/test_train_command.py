@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,22 @@ def torchrun(processes: int, *command: str) -> None:
 
 
 def side_by_side(processes: int, *command: str) -> None:
-    """The same without torchrun, in what it gives to processes: it loads torch once more, and so do they."""
+    """The same without torchrun, in what it gives to processes: it loads torch once more, and so do they.
+
+    A thread of gloo crashes one of some hundred runs (SIGSEGV in pt_gloo_runloop, PyTorch 2.13). As with torchrun's
+    --max-restarts 1 all processes are then started again, once, and go on from the checkpoint to the same result.
+    """
+    codes: list[int] = []
+    for _ in range(2):
+        made = _beside_each_other(processes, command)
+        codes = [process.returncode for process in made]
+        if not {-signal.SIGSEGV, -signal.SIGABRT} & set(codes):
+            break
+    assert codes == [0] * processes, [process.stderr for process in made]
+    assert sum(process.stderr.count("is finished") for process in made) == 1  # one process speaks
+
+
+def _beside_each_other(processes: int, command: Sequence[str]) -> list[subprocess.CompletedProcess[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -103,9 +118,7 @@ def side_by_side(processes: int, *command: str) -> None:
     for rank in map(str, range(processes)):
         place = {**given, "RANK": rank, "LOCAL_RANK": rank}
         running.append(warm.start("longtake.training", *command[1:], cwd=Path.cwd(), more=place))
-    made = [process.wait() for process in running]
-    assert [process.returncode for process in made] == [0] * processes, [process.stderr for process in made]
-    assert sum(process.stderr.count("is finished") for process in made) == 1  # one process speaks
+    return [process.wait() for process in running]
 
 
 def close(first: Path, second: Path, atol: float) -> None:
